@@ -1,0 +1,1 @@
+"""Foreign checkpoint formats into ours, strictly."""

@@ -1,0 +1,1 @@
+"""The embedded default: a drawn world of shapes, and the small models trained on it."""

@@ -1,0 +1,1 @@
+"""The SparseFormer: early convolution, focusing transformer, cortex transformer."""

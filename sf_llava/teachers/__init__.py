@@ -1,0 +1,1 @@
+"""Frozen ViT teachers from open_clip, transformers and timm behind one contract."""
