@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests: development data that may be absent, and one thread per test process."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(os.environ.get("SF_LLAVA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+torch.set_num_threads(1)
+
+
+def _require(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"development data {path.name} not found (set SF_LLAVA_SHARED to the folder that holds it)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Directory with the official model's golden values."""
+    return _require(SHARED / "golden")
+
+
+@pytest.fixture(scope="session")
+def imagenet_sample() -> Path:
+    """Directory of 1,000 photographs, one folder a class."""
+    return _require(SHARED / "data" / "imagenet_sample")
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir() -> Path:
+    """Directory with CIFAR-10 as ``train.parquet`` and ``validation.parquet``."""
+    return _require(SHARED / "data" / "cifar10")
