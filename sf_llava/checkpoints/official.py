@@ -1,0 +1,150 @@
+"""Released SparseFormer checkpoints (bootstrapped B and L, AugReg and CLIP) into our models, strictly.
+
+The official layout: ``layers.0`` is the focusing block, ``layers.1`` the transition, ``layers.2`` the last sampling
+block, ``layers.3`` and on the cortex. Every size is read from the tensors.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sf_llava.configuration import AUGREG_MEAN, AUGREG_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SparseFormerConfig
+from sf_llava.model import SparseFormerModel
+
+_TOP = {
+    "feat_extractor.conv1.": "early_conv.conv.",
+    "initial_roi.weight": "focusing.initial_rois",
+    "initial_embedding.weight": "focusing.latent_embedding",
+    "cls_embedding.weight": "cls_token",
+    "layers.0.stage_embedding.weight": "focusing.stage_embedding",
+    "layers.1.0.": "focusing.transition.",
+}
+_SAMPLING = {
+    "roi_offset_module.0.": "offset_norm.",
+    "roi_offset_module.1.": "offsets.",
+    "roi_offset_bias": "offset_bias",
+    "adaptive_mixing.parameter_generator.0.": "mixing.norm.",
+    "adaptive_mixing.parameter_generator.1.": "mixing.reduce.",
+    "adaptive_mixing.parameter_generator.2.": "mixing.generate.",
+    "adaptive_mixing.out_proj.": "mixing.proj.",
+    "pe_transition.0.": "position_norm.",
+    "pe_transition.1.": "position.",
+}
+_ROI = {
+    "roi_adjust_module.0.": "roi_norm.",
+    "roi_adjust_module.1.": "roi_hidden.",
+    "roi_adjust_module.3.": "roi_deltas.",
+}
+_NUM_NON_CORTEX_LAYERS = 3
+
+
+def load_official(path: str | Path, image_size: int | None = None) -> SparseFormerModel:
+    """Load a released SparseFormer ``.pth`` file.
+
+    Args:
+        path: file saved by ``torch.save``: a state dict, possibly wrapped as ``{"model": ...}``.
+        image_size: input side in pixels to record, 224 by default; the tensors do not tell it.
+
+    Returns:
+        The model in float32, in eval mode.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file cannot be read, or its keys or shapes are not those of a bootstrapped SparseFormer.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a torch checkpoint of tensors; it may be truncated") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors, nor one under the key 'model'")
+    return convert_official(state, image_size)
+
+
+def convert_official(state: dict[str, Tensor], image_size: int | None = None) -> SparseFormerModel:
+    """Convert an official state dict; see :func:`load_official`."""
+    config = _read_config(state, image_size or 224)
+    model = SparseFormerModel(config)
+    converted = {_rename(key, "proj.bias" in state): value for key, value in state.items()}
+    expected = model.state_dict()
+    for name in ("focusing.latent_embedding", "cls_token"):
+        converted[name] = converted[name].flatten()
+    problems = [f"missing {key}" for key in expected.keys() - converted.keys()]
+    problems += [f"unexpected {key}" for key in converted.keys() - expected.keys()]
+    problems += [
+        f"{key} has shape {tuple(converted[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & converted.keys()
+        if converted[key].shape != expected[key].shape
+    ]
+    if problems:
+        raise ValueError(f"not a bootstrapped SparseFormer checkpoint: {'; '.join(sorted(problems)[:8])}")
+    model.load_state_dict(converted)
+    return model.eval()
+
+
+def _read_config(state: dict[str, Tensor], image_size: int) -> SparseFormerConfig:
+    """Read every size from the tensors. A projection with bias is AugReg's classifier, one without is CLIP's."""
+    try:
+        width, projected = state["norm.weight"].shape[0], state["proj.weight"].shape[0]
+        num_latents = state["initial_roi.weight"].shape[0]
+        iterations, focusing_size = state["layers.0.stage_embedding.weight"].shape
+        mixing_size = state["layers.0.adaptive_mixing.parameter_generator.1.weight"].shape[0]
+        num_parameters = state["layers.0.adaptive_mixing.parameter_generator.2.weight"].shape[0]
+        channels = state["feat_extractor.conv1.weight"].shape[0]
+        num_points = state["layers.0.roi_offset_bias"].shape[0] // 2
+        intermediate_size = state[f"layers.{_NUM_NON_CORTEX_LAYERS}.mlp.fc1.weight"].shape[0]
+    except KeyError as error:
+        raise ValueError(
+            f"not a bootstrapped SparseFormer checkpoint: no tensor {error.args[0]} "
+            "(SparseFormer v1 files, with their own layer order, are not supported)"
+        ) from error
+    layers = {int(match[1]) for key in state if (match := re.match(r"layers\.(\d+)\.", key))}
+    is_augreg = "proj.bias" in state
+    return SparseFormerConfig(
+        image_size=image_size,
+        num_latents=num_latents,
+        hidden_size=width,
+        focusing_size=focusing_size,
+        num_focusing_iterations=iterations,
+        num_hidden_layers=max(layers) + 1 - _NUM_NON_CORTEX_LAYERS,
+        num_attention_heads=width // 64,
+        focusing_num_attention_heads=focusing_size // 64,
+        intermediate_size=intermediate_size,
+        hidden_act="gelu" if is_augreg else "quick_gelu",
+        conv_channels=channels,
+        num_sampling_points=num_points,
+        mixing_size=mixing_size,
+        mixing_points=(num_parameters - channels**2) // num_points,
+        projection_dim=0 if is_augreg else projected,
+        num_classes=projected if is_augreg else 0,
+        image_mean=AUGREG_MEAN if is_augreg else OPENAI_CLIP_MEAN,
+        image_std=AUGREG_STD if is_augreg else OPENAI_CLIP_STD,
+    )
+
+
+def _rename(key: str, is_augreg: bool) -> str:
+    """Rename one official key; a key that fits nowhere keeps its name and is reported as unexpected."""
+    for old, new in _TOP.items():
+        if key.startswith(old):
+            return new + key[len(old) :]
+    if key.startswith("proj."):
+        return key.replace("proj", "classifier" if is_augreg else "projection", 1)
+    if not (match := re.match(r"layers\.(\d+)\.(.*)", key)):
+        return key
+    layer, rest = int(match[1]), match[2]
+    if layer >= _NUM_NON_CORTEX_LAYERS:
+        return f"cortex.{layer - _NUM_NON_CORTEX_LAYERS}.{rest}"
+    sampling = "focusing.block.sampling." if layer == 0 else "focusing.last_sampling."
+    for old, new in _SAMPLING.items():
+        if rest.startswith(old):
+            return sampling + new + rest[len(old) :]
+    for old, new in _ROI.items():
+        if rest.startswith(old):
+            return f"focusing.block.{new}{rest[len(old) :]}"
+    return f"focusing.block.transformer.{rest}"

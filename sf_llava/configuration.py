@@ -1,0 +1,185 @@
+"""The numbers of every SparseFormer: ``SparseFormerConfig`` and the named presets.
+
+Token accounting: ``num_latents`` is what an LLM receives; the cortex runs ``num_latents + 1`` tokens (latents and CLS).
+The paper counts "64 tokens" as 63 latents + CLS; our presets give N latents + CLS, so exactly N reach a projector.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
+
+OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+AUGREG_MEAN = AUGREG_STD = (0.5, 0.5, 0.5)
+
+
+class SparseFormerConfig(PretrainedConfig):
+    """Configuration of a :class:`~sf_llava.model.SparseFormerModel`.
+
+    Args:
+        image_size: side of the square input in pixels that the encoder was made for; any size is accepted at run time.
+        num_latents: N, the number of latent tokens and RoIs (CLS not counted).
+        hidden_size: width of the cortex, the teacher's width.
+        focusing_size: width of the focusing transformer; the paper takes half of ``hidden_size``.
+        num_focusing_iterations: iterations of the focusing transformer, with shared weights.
+        num_hidden_layers: cortex blocks: the teacher's blocks minus the truncated ones.
+        num_attention_heads: heads of a cortex block, the teacher's.
+        focusing_num_attention_heads: heads of the focusing transformer.
+        intermediate_size: hidden width of a cortex MLP, the teacher's.
+        hidden_act: activation of the cortex, the teacher's (``quick_gelu`` for OpenAI's CLIP, ``gelu`` for AugReg).
+            The focusing transformer always uses GELU.
+        layer_norm_eps: of the focusing transformer.
+        cortex_layer_norm_eps: of the cortex and the final norm, the teacher's.
+        conv_channels: C, channels of the early convolution's feature map.
+        num_sampling_points: P, points sampled for a token in each iteration; a square number starts as a grid.
+        mixing_size: inner width of the generator of adaptive mixing parameters.
+        mixing_points: rows of the generated point-mixing matrix.
+        projection_dim: size of ``image_embeds`` for CLIP students, 0 where there is no projection (AugReg).
+        num_classes: size of the classifier for AugReg students, 0 for CLIP.
+        image_mean, image_std: normalisation of the input, the teacher's.
+
+    Raises:
+        ValueError: a value that no encoder can be built from; the message names it.
+    """
+
+    model_type = "sparseformer"
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        num_latents: int = 64,
+        hidden_size: int = 1024,
+        focusing_size: int = 512,
+        num_focusing_iterations: int = 4,
+        num_hidden_layers: int = 16,
+        num_attention_heads: int = 16,
+        focusing_num_attention_heads: int = 8,
+        intermediate_size: int = 4096,
+        hidden_act: str = "quick_gelu",
+        layer_norm_eps: float = 1e-5,
+        cortex_layer_norm_eps: float = 1e-5,
+        conv_channels: int = 64,
+        num_sampling_points: int = 16,
+        mixing_size: int = 128,
+        mixing_points: int = 32,
+        projection_dim: int = 768,
+        num_classes: int = 0,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        self.image_size = image_size
+        self.num_latents = num_latents
+        self.hidden_size = hidden_size
+        self.focusing_size = focusing_size
+        self.num_focusing_iterations = num_focusing_iterations
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.focusing_num_attention_heads = focusing_num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.layer_norm_eps = layer_norm_eps
+        self.cortex_layer_norm_eps = cortex_layer_norm_eps
+        self.conv_channels = conv_channels
+        self.num_sampling_points = num_sampling_points
+        self.mixing_size = mixing_size
+        self.mixing_points = mixing_points
+        self.projection_dim = projection_dim
+        self.num_classes = num_classes
+        self.image_mean = tuple(image_mean)
+        self.image_std = tuple(image_std)
+        self.initializer_range = initializer_range
+        self._check()
+        super().__init__(**kwargs)
+
+    def _check(self) -> None:
+        positive = (
+            "image_size num_latents hidden_size focusing_size num_focusing_iterations num_hidden_layers "
+            "num_attention_heads focusing_num_attention_heads intermediate_size conv_channels num_sampling_points "
+            "mixing_size mixing_points"
+        ).split()
+        for name in positive:
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+        if self.num_sampling_points < 2:
+            raise ValueError("num_sampling_points must be at least 2: offsets are normalised by their spread")
+        for width, heads in (
+            ("hidden_size", "num_attention_heads"),
+            ("focusing_size", "focusing_num_attention_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
+        if self.focusing_size % 8:
+            raise ValueError(f"focusing_size {self.focusing_size} must be a multiple of 8 for the position encoding")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"unknown hidden_act {self.hidden_act!r}; known: {', '.join(sorted(ACT2FN))}")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the cortex: latents and CLS."""
+        return self.num_latents + 1
+
+
+_BASE = dict(
+    hidden_size=768,
+    focusing_size=384,
+    num_hidden_layers=8,
+    num_attention_heads=12,
+    focusing_num_attention_heads=6,
+    intermediate_size=3072,
+)
+_LARGE = dict(
+    hidden_size=1024,
+    focusing_size=512,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    focusing_num_attention_heads=8,
+    intermediate_size=4096,
+)
+_AUGREG = dict(
+    hidden_act="gelu",
+    cortex_layer_norm_eps=1e-6,
+    projection_dim=0,
+    num_classes=1000,
+    image_mean=AUGREG_MEAN,
+    image_std=AUGREG_STD,
+    num_latents=49,
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sf-b-augreg-224": _BASE | _AUGREG,
+    "sf-l-augreg-224": _LARGE | _AUGREG,
+    "sf-l-augreg-384": _LARGE | _AUGREG | dict(image_size=384, num_latents=144),
+    "sf-b-clip-224": _BASE | dict(projection_dim=512, num_latents=49),
+    "sf-l-clip-224": _LARGE | dict(projection_dim=768, num_latents=64),
+    "sf-l-clip-336": _LARGE | dict(projection_dim=768, num_latents=144, image_size=336),
+    "sf-mini": dict(
+        image_size=64,
+        num_latents=16,
+        hidden_size=128,
+        focusing_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        focusing_num_attention_heads=1,
+        intermediate_size=512,
+        hidden_act="silu",
+        projection_dim=128,
+    ),
+}
+
+
+def preset(name: str, **changes: Any) -> SparseFormerConfig:
+    """Build the configuration called ``name``, with any field changed: ``preset("sf-l-clip-224", num_latents=128)``.
+
+    Raises:
+        ValueError: no preset or no field has that name; the message lists the valid ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
+    fields = SparseFormerConfig().to_dict()
+    if unknown := [field for field in changes if field not in fields]:
+        raise ValueError(f"unknown field {', '.join(unknown)} for preset {name!r}")
+    return SparseFormerConfig(**(PRESETS[name] | changes))

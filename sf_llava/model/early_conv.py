@@ -1,0 +1,22 @@
+"""Early convolution: pixels to a channel-normalised feature map at a quarter of the resolution."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class EarlyConvolution(nn.Module):
+    """Convolve 7x7 with stride 2, pool, rectify, normalise the channels.
+
+    Unlike the official code, max-pooling comes before the ReLU (they commute, and a quarter is left to rectify), and
+    the parameter-free channel normalisation is a layer norm over the last dimension of a channels-last map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map (B, 3, S, S) normalised pixels to (B, S/4, S/4, C) features, channels last."""
+        features = F.max_pool2d(self.conv(pixel_values), kernel_size=3, stride=2, padding=1).relu()
+        return F.layer_norm(features.permute(0, 2, 3, 1), (self.channels,), eps=1e-5)

@@ -1,0 +1,73 @@
+"""Regions of interest: their start, their movement, their position encoding.
+
+RoIs are corners ``x0, y0, x1, y1`` as image fractions, always float32 (float64 in a float64 model).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+ROI_SIDE = 0.5
+MAX_FREQUENCY = 128
+
+
+def initial_rois(num_latents: int) -> Tensor:
+    """Lay ``num_latents`` boxes, half the image wide, on a balanced grid: all distinct for every N.
+
+    Rows differ by one box at most. Unlike the official code, no box is a duplicate: latents share their embedding, so
+    equal RoIs would get equal gradients and stay equal for ever.
+
+    Returns:
+        (N, 4) corners as image fractions, float32.
+    """
+    rows = max(1, round(math.sqrt(num_latents)))
+    shorter, longer_rows = divmod(num_latents, rows)
+    corners = []
+    for row, y in enumerate(_starts(rows)):
+        corners += [(x, y) for x in _starts(shorter + (row >= rows - longer_rows))]
+    starts = torch.tensor(corners)
+    return torch.cat([starts, starts + ROI_SIDE], dim=-1)
+
+
+def _starts(count: int) -> list[float]:
+    """Spread ``count`` boxes from edge to edge; a single one is centred."""
+    free = 1 - ROI_SIDE
+    return [free / 2] if count == 1 else [free * i / (count - 1) for i in range(count)]
+
+
+def adjust_rois(rois: Tensor, deltas: Tensor) -> Tensor:
+    """Move and rescale every latent's RoI by its predicted delta (Eq. 2-3).
+
+    Args:
+        rois: (B, N, 4) corners ``x0, y0, x1, y1`` as image fractions; they may leave [0, 1].
+        deltas: (B, N, 4) ``dx, dy, dw, dh``; dx, dy in units of the RoI's own size, dw, dh as log-scales.
+
+    Returns:
+        (B, N, 4) corners in the dtype of ``rois``, which is float32 even under autocast.
+    """
+    deltas = deltas.to(rois.dtype)
+    centres = (rois[..., :2] + rois[..., 2:]) / 2
+    sizes = (rois[..., 2:] - rois[..., :2]).abs()
+    centres = centres + deltas[..., :2] * sizes
+    sizes = sizes * deltas[..., 2:].exp()
+    return torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1)
+
+
+@torch.no_grad()
+def encode_positions(rois: Tensor, width: int) -> Tensor:
+    """Encode the four corners of every RoI by sines and cosines; no gradient flows back into the RoIs.
+
+    ``width / 4`` frequencies for each corner value, spaced exponentially from pi to 128 pi; the even ones give sines,
+    the odd ones cosines (the official code's choice; the paper describes sine and cosine of the same frequencies).
+
+    Args:
+        rois: (B, N, 4) corners as image fractions.
+        width: size of the encoding, a multiple of 8.
+
+    Returns:
+        (B, N, width) in the dtype of ``rois``.
+    """
+    exponents = torch.linspace(0, math.log(MAX_FREQUENCY), width // 4, dtype=rois.dtype, device=rois.device)
+    phases = rois[..., None] * math.pi * exponents.exp()  # [B, N, 4, width / 4]
+    return torch.cat([phases[..., 0::2].sin(), phases[..., 1::2].cos()], dim=-1).flatten(-2)

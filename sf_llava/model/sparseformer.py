@@ -1,0 +1,169 @@
+"""SparseFormer: an image read by a few latent tokens whose regions of interest move to what matters.
+
+Paper: Bootstrapping SparseFormers from Vision Foundation Models (CVPR 2024);
+architecture first in SparseFormer: Sparse Visual Recognition via Limited Latent Tokens (ICLR 2024).
+Letters: B images, S pixels, N latents, T = N + 1 tokens (CLS first), D width, E embedding, I iterations, P points.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from sf_llava.configuration import SparseFormerConfig
+from sf_llava.model.cortex import CortexBlock
+from sf_llava.model.early_conv import EarlyConvolution
+from sf_llava.model.focusing import FocusingTransformer, SamplingBlock
+from sf_llava.model.rois import initial_rois
+from sf_llava.ops import place_points
+
+
+@dataclass
+class SparseFormerOutput(ModelOutput):
+    """What a :class:`SparseFormerModel` returns.
+
+    Attributes:
+        image_embeds: (B, E) aligned with the teacher's embedding, not normalised: after the projection for CLIP
+            students, the final-norm CLS for AugReg students.
+        logits: (B, classes) of the inherited classifier, for AugReg students only.
+        last_hidden_state: (B, T, D) tokens after the last cortex block, CLS first, before the final norm.
+        pooler_output: (B, D) CLS after the final norm.
+        hidden_states: cortex input and the output of every block, each (B, T, D), where asked for.
+        rois: (B, I + 1, N, 4) RoIs before the first and after every iteration, corners as image fractions, float32.
+        sampling_points: (B, N, P, 2) points of the last sampling as image fractions, float32, where asked for.
+    """
+
+    image_embeds: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    rois: Tensor | None = None
+    sampling_points: Tensor | None = None
+
+
+class SparseFormerModel(PreTrainedModel):
+    """The SparseFormer encoder, a vision tower of transformers."""
+
+    config_class = SparseFormerConfig
+    base_model_prefix = "sparseformer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FocusingTransformer", "CortexBlock"]  # noqa: RUF012 (transformers' interface)
+    _keep_in_fp32_modules_strict = ["initial_rois", "offset_bias"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: SparseFormerConfig) -> None:
+        super().__init__(config)
+        self.early_conv = EarlyConvolution(config.conv_channels)
+        self.focusing = FocusingTransformer(config)
+        self.cls_token = nn.Parameter(torch.empty(config.hidden_size))
+        self.cortex = nn.ModuleList([CortexBlock(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.cortex_layer_norm_eps)
+        if config.projection_dim:
+            self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        if config.num_classes:
+            self.classifier = nn.Linear(config.hidden_size, config.num_classes)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_sampling_points: bool = False,
+        return_dict: bool | None = None,
+    ) -> SparseFormerOutput | tuple:
+        """Read images.
+
+        Args:
+            pixel_values: (B, 3, S, S) normalised pixels.
+            output_hidden_states: keep the hidden states of the cortex; LLaVA's way of naming a layer (``-2``) is
+                understood as true.
+            output_sampling_points: return the points of the last sampling.
+            return_dict: a tuple comes back where this is False.
+        """
+        keep_hidden_states = output_hidden_states is not None and output_hidden_states is not False
+        features = self.early_conv(pixel_values.to(self.early_conv.conv.weight.dtype))
+        focus = self.focusing(features)
+        tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), focus.latents], dim=1)
+        hidden_states = [tokens]
+        for block in self.cortex:
+            tokens = block(tokens)
+            hidden_states.append(tokens)
+        cls = self.norm(tokens[:, 0])
+        output = SparseFormerOutput(
+            image_embeds=self.projection(cls) if self.config.projection_dim else cls,
+            logits=self.classifier(cls) if self.config.num_classes else None,
+            last_hidden_state=tokens,
+            pooler_output=cls,
+            hidden_states=tuple(hidden_states) if keep_hidden_states else None,
+            rois=focus.rois,
+            sampling_points=place_points(focus.rois[:, -1], focus.offsets) if output_sampling_points else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module; zero-initialised heads leave RoIs and sampling grids as they start."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            init.zeros_(module.bias)
+        if isinstance(module, FocusingTransformer):
+            init.copy_(module.initial_rois, initial_rois(self.config.num_latents))
+            init.trunc_normal_(module.latent_embedding, std=1.0)
+            init.normal_(module.stage_embedding)
+            _init_unit_norm(module.block.roi_norm)
+            init.zeros_(module.block.roi_deltas.weight)
+        elif isinstance(module, SamplingBlock):
+            init.copy_(module.offset_bias, _offset_grid(self.config.num_sampling_points).flatten())
+            _init_unit_norm(module.offset_norm)
+            init.zeros_(module.offsets.weight)
+            _init_unit_norm(module.mixing.norm)
+            init.zeros_(module.mixing.generate.weight)
+            init.copy_(module.mixing.generate.bias, self._mixing_bias())
+        elif module is self:
+            init.normal_(module.cls_token)
+
+    def _mixing_bias(self) -> Tensor:
+        """Draw the initial mixing matrices, Xavier-uniform: channels (C, C), then points (Q, P), flattened."""
+        config = self.config
+        channel_mixing = torch.empty(config.conv_channels, config.conv_channels)
+        point_mixing = torch.empty(config.mixing_points, config.num_sampling_points)
+        matrices = [nn.init.xavier_uniform_(matrix).flatten() for matrix in (channel_mixing, point_mixing)]
+        return torch.cat(matrices)
+
+
+def _init_unit_norm(norm: nn.LayerNorm) -> None:
+    """Scale a layer norm so that its output starts with unit length."""
+    init.constant_(norm.weight, norm.normalized_shape[0] ** -0.5)
+
+
+def _offset_grid(num_points: int) -> Tensor:
+    """Lay the first sampling offsets (P, 2) on a centred grid; for a P that is no square, draw them at random."""
+    side = math.isqrt(num_points)
+    if side**2 != num_points:
+        return torch.rand(num_points, 2) - 0.5
+    ticks = (torch.arange(side) + 0.5) / side - 0.5
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
+AutoConfig.register(SparseFormerConfig.model_type, SparseFormerConfig, exist_ok=True)
+AutoModel.register(SparseFormerConfig, SparseFormerModel, exist_ok=True)
