@@ -48,8 +48,7 @@ def sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
     points = place_points(rois, offsets)
     grid = points * 2 - 1
     maps = features.permute(0, 3, 1, 2).to(grid.dtype)  # [B, C, H, W], a view where dtypes agree
-    with torch.autocast(maps.device.type, enabled=False):
-        samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return samples.permute(0, 2, 3, 1).to(features.dtype)  # [B, N, P, C]
 
 
