@@ -1,0 +1,157 @@
+"""What a source of images is, and how encoded bytes become an RGB picture.
+
+Every source (``folder``, ``parquet``, ``hub``, ``shards``, the drawn world) is map-style: it knows its length, loads
+any item, and names it. Sources hold names and offsets, never open files or pictures, so they pickle and fork cheaply.
+"""
+
+import functools
+import io
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+# Raster formats only: Pillow would hand EPS files to an external interpreter.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+# Pillow's own bound against decompression bombs, checked here too because other libraries lift Pillow's.
+MAX_PIXELS = 178_956_970
+
+
+class CorruptImageError(ValueError):
+    """An item that cannot be read as a picture; the message names it and says why."""
+
+
+class ImageSource(Protocol):
+    """A fixed, ordered collection of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Image.Image:
+        """Decode item ``index`` to an RGB picture, or raise ``CorruptImageError`` naming it."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Name item ``index`` for a reader of the log."""
+        ...
+
+
+@dataclass
+class LabelledImages:
+    """An ``ImageSource`` with one class per picture; for evaluation only.
+
+    Args:
+        source: the pictures.
+        labels: class index of every picture.
+        class_names: name of every class; the numbers as text where the data set names none.
+    """
+
+    source: ImageSource
+    labels: list[int]
+    class_names: list[str]
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.source):
+            raise ValueError(f"there are {len(self.labels)} labels but {len(self.source)} images")
+        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.class_names):
+            raise ValueError(
+                f"labels run from {min(self.labels)} to {max(self.labels)} but there are {len(self.class_names)} "
+                "classes; a split whose labels are withheld cannot be evaluated"
+            )
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> Image.Image:
+        return self.source.load(index)
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Decode one encoded picture to RGB.
+
+    EXIF orientation is ignored and transparency dropped (not composited), as CLIP's and LLaVA's own pipelines do.
+
+    Raises:
+        CorruptImageError: empty, truncated, not an image, too large, or broken in any way the decoder notices.
+    """
+    if not data:
+        raise CorruptImageError(f"{name}: empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        return to_rgb(image)
+    except Exception as error:  # on broken bytes decoders raise OSError, SyntaxError, struct.error, EOFError and more
+        raise CorruptImageError(f"{name}: {_reason(error)}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that this build of Pillow can read."""
+    Image.init()
+    return tuple(format for format in FORMATS if format in Image.OPEN)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in a known format"
+    return str(error) or type(error).__name__
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to RGB.
+
+    Unlike ``image.convert("RGB")``, 16-bit greyscale keeps its high byte; Pillow turns every value above 255 white.
+    """
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours as without this step, but without Pillow's warning
+    return image.convert("RGB")
+
+
+class PackedStrings:
+    """A list of strings in two flat buffers, so a million names pickle fast and stay shared between forked workers."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [os.fsencode(string) for string in strings]
+        self.data = b"".join(encoded)
+        self.ends = np.cumsum([len(item) for item in encoded], dtype=np.int64)
+
+    @classmethod
+    def from_arrays(cls, data: np.ndarray, ends: np.ndarray) -> "PackedStrings":
+        """Restore from the bytes (uint8) and the end of every string (int64)."""
+        strings = cls(())
+        strings.data, strings.ends = data.tobytes(), ends
+        return strings
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.data[start : self.ends[index]])
+
+
+def printable(path: str) -> str:
+    """Return a file name that any log can hold, whatever bytes it is made of."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+_SPLIT = re.compile(r"(?<![a-z])(train|val|validation|valid|dev|test)(?![a-z])")
+
+
+def split_of(path: str) -> str | None:
+    """Return the split a file or folder name speaks of (``data/train-00001.tar`` -> ``train``), if any."""
+    found = _SPLIT.search(path.lower())
+    return found.group(1) if found else None

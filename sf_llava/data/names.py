@@ -1,0 +1,60 @@
+"""Data sets by name: one place that knows which names exist and which module opens them."""
+
+import importlib
+from pathlib import Path
+
+from sf_llava.data.images import ImageSource, LabelledImages
+
+MODULES = {
+    "folder": "sf_llava.data.folder",
+    "parquet": "sf_llava.data.parquet",
+    "webdataset": "sf_llava.data.shards",
+    "hub": "sf_llava.data.hub",
+    "mini": "sf_llava.data.drawn",
+}
+VALID = (
+    "folder:PATH, parquet:PATH_OR_GLOB, webdataset:PATTERN, hub:NAME[:SPLIT], mini, mini:diagrams, mini:both, "
+    "or the path of a folder, a .parquet file or a .tar file"
+)
+
+
+def open_images(name: str) -> ImageSource:
+    """Open a data set by name, without labels: they are not read, even where the data set has them.
+
+    Args:
+        name: ``folder:PATH``, ``parquet:PATH_OR_GLOB``, ``webdataset:PATTERN``, ``hub:NAME[:SPLIT]``, ``mini``,
+            ``mini:diagrams``, ``mini:both``, or an existing path.
+
+    Raises:
+        ValueError: an unknown name, or a data set without images.
+    """
+    kind, where = resolve(name)
+    return importlib.import_module(MODULES[kind]).open_images(where)
+
+
+def open_labelled(name: str) -> LabelledImages:
+    """Open a data set by name with its classes, for evaluation. Names and errors as in ``open_images``."""
+    kind, where = resolve(name)
+    return importlib.import_module(MODULES[kind]).open_labelled(where)
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """Split a name into its kind and the rest; say what kind of data a bare path holds."""
+    kind, colon, where = name.partition(":")
+    if kind in MODULES and (bool(where) or (kind == "mini" and not colon)):
+        return kind, where
+    path = Path(name).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in (".parquet", ".tar"):
+        return {".parquet": "parquet", ".tar": "webdataset"}[suffix], name
+    if path.is_dir():
+        return _kind_of_folder(path), name
+    hint = f"; {name} is a file, and only .parquet and .tar files are data sets" if path.is_file() else ""
+    raise ValueError(f"unknown data set {name!r}{hint}: expected {VALID}")
+
+
+def _kind_of_folder(path: Path) -> str:
+    for kind, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
+        if next(path.glob(pattern), None):
+            return kind
+    return "folder"

@@ -1,0 +1,134 @@
+"""From an RGB picture to the tensor an encoder reads: the teacher's own preprocessing, or the bootstrap's augmentation.
+
+Pillow does the resizing, so ``Preprocessing`` is bit-equal to open_clip's and timm's inference transforms.
+Letters: S image_size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the shorter side, crop the centre, normalise.
+
+    Args:
+        image_size: side of the square result, in pixels.
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+        interpolation: ``bicubic`` or ``bilinear``.
+        crop_fraction: part of the resized shorter side that the crop keeps (timm's ``crop_pct``; CLIP: 1).
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    crop_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))  # lists come out of JSON
+        object.__setattr__(self, "std", tuple(self.std))
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std must be three numbers each, std positive; got {self.mean} and {self.std}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"unknown interpolation {self.interpolation!r}: expected {', '.join(INTERPOLATIONS)}")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction must be in (0, 1], got {self.crop_fraction}")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Turn an RGB picture into (3, S, S) float32."""
+        return self.normalise(self.fit(image))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """Resize the shorter side and crop the centre: an S x S picture."""
+        shorter = math.floor(self.image_size / self.crop_fraction)
+        width, height = image.size
+        if width <= height:
+            image = self.resize(image, (shorter, int(shorter * height / width)))
+        else:
+            image = self.resize(image, (int(shorter * width / height), shorter))
+        left = round((image.width - self.image_size) / 2)
+        top = round((image.height - self.image_size) / 2)
+        return _crop(image, (left, top, left + self.image_size, top + self.image_size))
+
+    def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Resize to ``size`` (width, height) with this preprocessing's interpolation."""
+        return image if image.size == size else image.resize(size, INTERPOLATIONS[self.interpolation])
+
+    def normalise(self, image: Image.Image) -> Tensor:
+        """Turn an S x S picture into (3, S, S) float32, (value / 255 - mean) / std."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return pixels.div_(255).sub_(_per_channel(self.mean)).div_(_per_channel(self.std))
+
+
+@dataclass(frozen=True)
+class BootstrapTransform:
+    """The paper's augmentation: random resized crop and horizontal flip, every random number from a given generator.
+
+    Args:
+        preprocessing: size, normalisation and interpolation, the teacher's.
+        flip: probability of a horizontal flip; 0 for maps and text (the ScienceQA stage).
+        scale: range of the crop's share of the picture's area; None for no random crop but the centre crop.
+        ratio: range of the crop's width / height.
+    """
+
+    preprocessing: Preprocessing
+    flip: float = 0.5
+    scale: tuple[float, float] | None = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is a probability, got {self.flip}")
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be a range of area shares within (0, 1], or None; got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be a range of width / height, got {self.ratio}")
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+        """Turn an RGB picture into (3, S, S) float32, one random view of it."""
+        flip = torch.rand((), generator=generator).item() < self.flip
+        if self.scale is None:
+            image = self.preprocessing.fit(image)
+        else:
+            size = self.preprocessing.image_size
+            image = self.preprocessing.resize(_crop(image, self.draw_box(*image.size, generator)), (size, size))
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self.preprocessing.normalise(image)
+
+    def draw_box(self, width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+        """Draw a crop (left, top, right, bottom) in pixels: ten tries as in torchvision, then the largest that fits."""
+        assert self.scale is not None
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(10):
+            area, aspect, x, y = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+            area = width * height * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
+            aspect = math.exp(low + (high - low) * aspect)
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+                return left, top, left + w, top + h
+        w = max(1, min(width, round(height * self.ratio[1])))
+        h = max(1, min(height, round(width / self.ratio[0])))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _per_channel(values: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
