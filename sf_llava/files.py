@@ -45,7 +45,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write files into a temporary neighbour of ``path``, then rename it to ``path``, replacing it."""
+    """Let ``fill`` write files into a temporary neighbour of ``path``, then publish it as ``path``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -53,19 +53,24 @@ def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir()
         fill(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                descriptor = os.open(file, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
-        replaced = None
-        if path.exists():
-            replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.replace(path, replaced)
-        os.replace(temporary, path)
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
+        publish(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def publish(temporary: str | Path, path: str | Path) -> None:
+    """Flush a finished directory to disk and rename it to ``path``, replacing what is there."""
+    temporary, path = Path(temporary), Path(path)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+    if path.exists():
+        replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.replace(path, replaced)
+        os.replace(temporary, path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        os.replace(temporary, path)

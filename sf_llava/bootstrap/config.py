@@ -1,0 +1,128 @@
+"""Every number of a bootstrap run, and the recipes that set them.
+
+Recipes are named after the paper's stages. A flag given by the user always wins over the recipe.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class BootstrapConfig:
+    """One run. ``None`` means: taken from the recipe, the teacher or the machine, and written down in the run."""
+
+    # what
+    stage: Literal["mini", "imagenet", "continue", "scienceqa"] | None = _flag(
+        None,
+        "recipe: mini (drawn world, minutes), imagenet (the paper's 20 epochs), continue (5 epochs from a smaller "
+        "student with more latents or pixels), scienceqa (about 1,000 steps on its images). "
+        "Default: mini for the mini teacher, imagenet otherwise",
+    )
+    teacher: str = _flag("mini", "mini, open_clip:MODEL/TAG_OR_FILE, transformers:ID_OR_DIR, timm:MODEL[/FILE], a path")
+    data: str | None = _flag(None, "unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
+    val_data: str | None = _flag(None, "held-out images; with labels they give zero-shot accuracy. Default: held out")
+    val_images: int = _flag(1000, "how many held-out images to validate on")
+    output: str = _flag("runs/bootstrap", "run directory")
+    init_from: str | None = _flag(None, "run or encoder directory to continue from")
+    resume: bool = _flag(False, "continue the run in --output where it was killed; start it if it has not begun")
+    # student
+    num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches")
+    image_size: int | None = _flag(None, "student's input side in pixels; default: the teacher's")
+    num_truncated: int | None = _flag(None, "leading teacher blocks to drop; default: a third (Table 8)")
+    num_tunable: int | None = _flag(None, "cortex blocks to tune, counted from the first; default: a third (Table 8)")
+    reuse_weights: bool = _flag(True, "inherit the teacher's blocks (Table 3: w/o reusing weights)")
+    # loss
+    loss: Literal["cosine", "kl"] = _flag("cosine", "align embeddings (Eq. 5) or distil class logits (Table 3)")
+    temperature: float = _flag(3.0, "of the KL loss")
+    class_loss_weight: float = _flag(0.0, "weight of an added cross-entropy on labels (Table 3: with cls loss)")
+    # schedule
+    epochs: float | None = _flag(None, "passes over the data; paper: 20")
+    steps: int | None = _flag(None, "optimiser steps; wins over --epochs")
+    warmup_epochs: float | None = _flag(None, "linear warm-up with inherited weights frozen; paper: 1")
+    warmup_steps: int | None = _flag(None, "the same in steps; wins over --warmup-epochs")
+    batch_size: int | None = _flag(None, "images of one optimiser step, over all processes")
+    micro_batch_size: int | None = _flag(None, "images a process sees at once; smaller ones are accumulated")
+    lr: float | None = _flag(None, "peak learning rate; paper: 2e-4, continuation 5e-5")
+    inherited_lr_scale: float = _flag(0.1, "learning rate of inherited tunable blocks, relative; paper: 0.1")
+    weight_decay: float = _flag(0.05, "AdamW, on matrices only; not in the paper")
+    beta1: float = _flag(0.9, "AdamW; not in the paper")
+    beta2: float = _flag(0.98, "AdamW; not in the paper")
+    clip_norm: float = _flag(1.0, "gradient clipping; not in the paper")
+    # augmentation
+    flip: float | None = _flag(None, "probability of a horizontal flip; paper: 0.5, ScienceQA: 0")
+    crop_scale_min: float | None = _flag(None, "smallest area of a random resized crop; paper: 0.5; 1: no crop")
+    crop_ratio_max: float = _flag(4 / 3, "largest aspect ratio of a crop, the smallest is its inverse; paper: 4/3")
+    # machine
+    seed: int = _flag(0, "of the student's initialisation, the image order and the augmentation")
+    device: Literal["auto", "cpu"] = _flag("auto", "auto: the accelerator where there is one")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = _flag("auto", "arithmetic; auto: bf16 where it is fast")
+    workers: int = _flag(1, "data loading processes a device")
+    threads: int = _flag(0, "CPU threads for arithmetic; 0: torch's choice")
+    gradient_checkpointing: bool = _flag(False, "recompute activations to save memory")
+    attention: Literal["auto", "eager", "sdpa"] = _flag("auto", "attention kernel; auto: eager on CPU, sdpa elsewhere")
+    # reporting
+    log_every: int = _flag(10, "steps between log lines")
+    eval_every: int | None = _flag(None, "steps between validations; default: ten a run")
+    save_every: int | None = _flag(None, "steps between checkpoints; default: twenty a run")
+    keep_checkpoints: int = _flag(2, "newest checkpoints to keep")
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "mini": dict(data="mini:both", steps=700, warmup_steps=35, batch_size=128, lr=2e-3, flip=0.0, crop_scale_min=1.0),
+    "imagenet": dict(epochs=20.0, warmup_epochs=1.0, batch_size=1024, lr=2e-4, flip=0.5, crop_scale_min=0.5),
+    "continue": dict(epochs=5.0, warmup_epochs=0.0, batch_size=1024, lr=5e-5, flip=0.5, crop_scale_min=0.5),
+    "scienceqa": dict(steps=1000, warmup_steps=0, batch_size=256, lr=5e-5, flip=0.0, crop_scale_min=1.0),
+}
+"""The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
+and ScienceQA's learning rate, which the paper does not give."""
+
+RUN_TIME_FIELDS = ("output", "resume", "device", "workers", "threads", "keep_checkpoints")
+"""Fields that may differ between a run and its resumption."""
+
+
+def complete(config: BootstrapConfig) -> BootstrapConfig:
+    """Fill what the user left open from the stage's recipe.
+
+    Raises:
+        ValueError: values that contradict each other or make no run.
+    """
+    stage = config.stage or ("mini" if config.teacher == "mini" else "imagenet")
+    recipe = dict(RECIPES[stage])
+    if config.teacher == "mini" and stage != "mini":
+        recipe |= dict(data="mini:diagrams" if stage == "scienceqa" else "mini:both", batch_size=128, lr=5e-4)
+    if config.steps is not None or config.epochs is not None:
+        recipe.pop("steps", None)
+        recipe.pop("epochs", None)
+    if config.warmup_steps is not None or config.warmup_epochs is not None:
+        recipe.pop("warmup_steps", None)
+        recipe.pop("warmup_epochs", None)
+    known = {f.name for f in fields(config)}
+    changes = {name: value for name, value in recipe.items() if name in known and getattr(config, name) is None}
+    config = replace(config, stage=stage, **changes)
+    _check(config)
+    return config
+
+
+def _check(config: BootstrapConfig) -> None:
+    if config.data is None:
+        raise ValueError(
+            f"--stage {config.stage} needs --data: folder:DIR, parquet:FILES, webdataset:SHARDS or hub:NAME"
+        )
+    if config.stage in ("continue", "scienceqa") and config.init_from is None:
+        raise ValueError(f"--stage {config.stage} continues a student: give its run or encoder with --init-from")
+    for name in ("batch_size", "lr", "temperature", "log_every", "val_images", "clip_norm"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(config, name)}")
+    for name in ("steps", "epochs"):
+        if (value := getattr(config, name)) is not None and value <= 0:
+            raise ValueError(f"--{name} must be positive, not {value}")
+    if not 0 <= config.flip <= 1:
+        raise ValueError(f"--flip is a probability, not {config.flip}")
+    if not 0 < config.crop_scale_min <= 1:
+        raise ValueError(f"--crop-scale-min is a share of the image's area in (0, 1], not {config.crop_scale_min}")
+    if config.crop_ratio_max < 1:
+        raise ValueError(f"--crop-ratio-max must be at least 1, not {config.crop_ratio_max}")

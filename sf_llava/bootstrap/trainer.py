@@ -1,0 +1,289 @@
+"""The bootstrap's training loop: align a student with a frozen teacher on unlabelled images, exactly resumable.
+
+Every step is a function of (weights, optimiser state, step): images, their order and their augmentation come from
+(seed, epoch, index), learning rates from the step. A killed run therefore resumes to the bit on CPU.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sf_llava import files
+from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.inherit import parameter_groups
+from sf_llava.bootstrap.losses import cosine_loss, kl_loss
+from sf_llava.bootstrap.run_directory import RunDirectory
+from sf_llava.bootstrap.schedule import learning_rate_factor
+from sf_llava.bootstrap.validation import Validator, resize_pixels
+from sf_llava.data.bootstrap_images import BootstrapImages, collate
+from sf_llava.data.sampler import BootstrapSampler
+from sf_llava.model import SparseFormerModel
+from sf_llava.teachers import Teacher
+
+
+class Trainer:
+    """Runs the steps of one bootstrap.
+
+    Args:
+        config: completed; see :func:`sf_llava.bootstrap.config.complete`.
+        accelerator: devices, processes, precision.
+        student: with ``requires_grad`` set by :func:`sf_llava.bootstrap.inherit.set_trainable`.
+        teacher: frozen.
+        images: the training images at the larger of both input sizes.
+        run: where everything is written.
+        validator: called every ``eval_every`` steps.
+        labels: class of every training image, for the added class loss only.
+        draw: called with (student, path) on the main process at every validation.
+    """
+
+    def __init__(
+        self,
+        config: BootstrapConfig,
+        accelerator: Accelerator,
+        student: SparseFormerModel,
+        teacher: Teacher,
+        images: BootstrapImages,
+        run: RunDirectory,
+        validator: Validator,
+        labels: list[int] | None = None,
+        draw=None,
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.teacher = teacher
+        self.images = images
+        self.run = run
+        self.validator = validator
+        self.labels = None if labels is None else torch.tensor(labels)
+        self.draw = draw
+        self.num_steps, self.num_warmup_steps = count_steps(config, len(images))
+        self.student_size = student.config.image_size
+        groups = parameter_groups(
+            student, config.lr, config.inherited_lr_scale, config.weight_decay, config.reuse_weights
+        )
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
+        self.student, self.optimizer = accelerator.prepare(student, optimizer)
+        self.step = 0
+        self.skipped: set[str] = set()  # unreadable images up to the last checkpoint, of all processes
+        self.newly_skipped: set[str] = set()  # since then, of this process
+
+    def resume(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        if (path := self.run.latest_checkpoint()) is None:
+            return
+        try:
+            progress = files.read_json(path / "progress.json")
+            self.accelerator.load_state(str(path))
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
+            ) from error
+        self.step, self.skipped = progress["step"], set(progress["skipped"])
+
+    def train(self) -> None:
+        """Run all remaining steps."""
+        accelerator, config = self.accelerator, self.config
+        writer = SummaryWriter(self.run.path / "tensorboard", purge_step=self.step) if self._is_main else None
+        bar = tqdm(
+            total=self.num_steps, initial=self.step, desc="bootstrap", unit="step", disable=not self._is_main,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        batches = self._batches()
+        window = torch.zeros(2, device=accelerator.device)  # sums of loss and cosine since the last log line
+        while self.step < self.num_steps:
+            window += self._train_step(batches)
+            self.step += 1
+            last = self.step == self.num_steps
+            bar.update()
+            if self.step % config.log_every == 0 or last:
+                self._log(window / ((self.step - 1) % config.log_every + 1), bar, writer)
+                window.zero_()
+            if self.step % self.eval_every == 0 or last:
+                self._validate(bar, writer)
+            if self.step % self.save_every == 0 or last:
+                self.save_checkpoint()
+        bar.close()
+        if writer:
+            writer.close()
+
+    @property
+    def eval_every(self) -> int:
+        return _multiple(self.config.eval_every or self.num_steps / 10, self.config.log_every)
+
+    @property
+    def save_every(self) -> int:
+        """Checkpoints fall on log lines, so that no half-summed window needs saving."""
+        return _multiple(self.config.save_every or self.num_steps / 20, self.config.log_every)
+
+    @property
+    def _is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def _batches(self) -> Iterator[dict]:
+        """Give micro-batches from the current step on, on the device."""
+        config, accelerator = self.config, self.accelerator
+        sampler = BootstrapSampler(
+            len(self.images),
+            self.micro_batch_size,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            start_step=self.step * self.accumulation,
+        )
+        loader = DataLoader(
+            self.images,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            persistent_workers=config.workers > 0,
+        )
+        for batch in loader:
+            batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+            yield batch
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images a process sees at once."""
+        processes = self.accelerator.num_processes
+        micro = self.config.micro_batch_size or self.config.batch_size // processes
+        if self.config.batch_size % (micro * processes):
+            raise ValueError(
+                f"--batch-size {self.config.batch_size} is not a multiple of {processes} processes x {micro} images"
+            )
+        return micro
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one optimiser step."""
+        return self.config.batch_size // (self.micro_batch_size * self.accelerator.num_processes)
+
+    def _train_step(self, batches: Iterator[dict]) -> Tensor:
+        """Take one optimiser step; return (loss, cosine) of this process, on the device."""
+        self._set_learning_rates()
+        scores = torch.zeros(2, device=self.accelerator.device)
+        for micro_step in range(self.accumulation):
+            batch = next(batches)
+            self.newly_skipped.update(batch["skipped"])
+            if micro_step == self.accumulation - 1:
+                scores += self._backward(batch)
+            else:
+                with self.accelerator.no_sync(self.student):
+                    scores += self._backward(batch)
+        self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return scores
+
+    def _backward(self, batch: dict) -> Tensor:
+        pixel_values = batch["pixel_values"]
+        with torch.no_grad():
+            target = self.teacher(resize_pixels(pixel_values, self.teacher.image_size)).float()
+        embeds = self.student(resize_pixels(pixel_values, self.student_size)).image_embeds.float()
+        loss = self._loss(embeds, target, batch["index"])
+        self.accelerator.backward(loss / self.accumulation)
+        cosine = F.cosine_similarity(embeds.detach(), target, dim=-1).mean()
+        return torch.stack([loss.detach(), cosine]) / self.accumulation
+
+    def _loss(self, embeds: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        config = self.config
+        if config.loss == "kl":
+            loss = kl_loss(self._class_logits(embeds), self._class_logits(target), config.temperature)
+        else:
+            loss = cosine_loss(embeds, target)
+        if config.class_loss_weight:
+            labels = self.labels[index].to(embeds.device)
+            loss = loss + config.class_loss_weight * F.cross_entropy(self._class_logits(embeds), labels)
+        return loss
+
+    def _class_logits(self, embeds: Tensor) -> Tensor:
+        """Class logits (B, K): the teacher's classifier, or CLIP's hundredfold cosines to the class texts."""
+        if self.teacher.num_classes:
+            head = self.teacher.head_state_dict()
+            return F.linear(embeds, head["classifier.weight"].float(), head["classifier.bias"].float())
+        return 100 * F.normalize(embeds, dim=-1) @ self.validator.classifier.T
+
+    def _set_learning_rates(self) -> None:
+        for group in self.optimizer.param_groups:
+            factor = learning_rate_factor(self.step, self.num_steps, self.num_warmup_steps, group["inherited"])
+            group["lr"] = group["peak_lr"] * factor
+
+    def _log(self, means: Tensor, bar: tqdm, writer: SummaryWriter | None) -> None:
+        loss, cosine = self.accelerator.reduce(means, "mean").tolist()
+        new = max((group["lr"] for group in self.optimizer.param_groups if not group["inherited"]), default=0.0)
+        record = {"step": self.step, "loss": loss, "cosine": cosine, "lr": new}
+        if not torch.isfinite(means).all():
+            raise RuntimeError(f"the loss is {loss} at step {self.step}: lower --lr or use --dtype fp32")
+        if self._is_main:
+            self.run.log(record)
+            rate = bar.format_dict["rate"] or 0.0
+            bar.set_postfix(loss=f"{loss:.4f}", cos=f"{cosine:.4f}", img_s=f"{rate * self.config.batch_size:.0f}")
+            self._to_tensorboard(writer, record | {"images_per_second": rate * self.config.batch_size})
+
+    def _to_tensorboard(self, writer: SummaryWriter, record: dict[str, float]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                writer.add_scalar(name, value, self.step)
+
+    def _validate(self, bar: tqdm, writer: SummaryWriter | None) -> None:
+        scores = self.validator(self.student)
+        if not self._is_main:
+            return
+        self.run.log({"step": self.step, **scores})
+        self._to_tensorboard(writer, scores)
+        bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        if self.draw:
+            self.draw(self.accelerator.unwrap_model(self.student), self.run.path / "rois" / f"step-{self.step:07d}.png")
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint under a hidden name, then rename it: it is whole, or it is not there."""
+        accelerator, final = self.accelerator, self.run.checkpoint_path(self.step)
+        hidden = final.with_name(f".{final.name}.tmp")
+        try:
+            accelerator.save_state(str(hidden))
+        except Exception as error:
+            raise OSError(f"checkpoint {final} could not be written ({error}); the ones before it are whole") from error
+        new = sorted(set(_gather_lists(list(self.newly_skipped), accelerator)) - self.skipped)
+        self.skipped.update(new)
+        self.newly_skipped.clear()
+        if self._is_main:
+            if new:
+                self.run.log({"step": self.step, "skipped_images": new})
+            files.write_json(hidden / "progress.json", {"step": self.step, "skipped": sorted(self.skipped)})
+            files.publish(hidden, final)
+            self.run.prune_checkpoints(self.config.keep_checkpoints)
+        accelerator.wait_for_everyone()
+
+    def final_state(self) -> dict[str, Tensor]:
+        """Return the student's full state dict, gathered from all processes, on the CPU."""
+        return {name: value.cpu() for name, value in self.accelerator.get_state_dict(self.student).items()}
+
+
+def count_steps(config: BootstrapConfig, num_images: int) -> tuple[int, int]:
+    """Turn epochs into steps: (steps, warm-up steps)."""
+    per_epoch = max(1, num_images // config.batch_size)
+    steps = config.steps or max(1, round((config.epochs or 0) * per_epoch))
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = round((config.warmup_epochs or 0) * per_epoch)
+    return steps, min(warmup, steps)
+
+
+def _multiple(steps: float, unit: int) -> int:
+    """Round up to a multiple of ``unit``."""
+    return max(1, -(-int(steps) // unit)) * unit
+
+
+def _gather_lists(items: list[str], accelerator: Accelerator) -> list[str]:
+    if accelerator.distributed_type == DistributedType.NO:
+        return items
+    gathered: list[list[str] | None] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]

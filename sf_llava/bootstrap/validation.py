@@ -1,0 +1,92 @@
+"""Validation during training: cosine to the teacher on held-out images, zero-shot accuracy where classes are known."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sf_llava.data import ImageSource
+from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.transforms import BootstrapTransform, Preprocessing
+from sf_llava.teachers import Teacher
+
+
+class ValidationImages(Dataset):
+    """Evenly spaced images of a source, preprocessed, each with its class (-1 where unknown).
+
+    An unreadable image is replaced by the next readable one, with that one's class.
+    """
+
+    def __init__(self, source: ImageSource, preprocessing: Preprocessing, count: int, labels: list[int] | None) -> None:
+        count = min(count, len(source))
+        self.images = BootstrapImages(source, BootstrapTransform(preprocessing, flip=0.0, scale=None), seed=0)
+        self.indices = [i * len(source) // count for i in range(count)]
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        item = self.images[0, self.indices[index]]
+        return item["pixel_values"], -1 if self.labels is None else self.labels[item["index"]]
+
+
+@dataclass
+class Validator:
+    """Runs teacher and student over the validation images.
+
+    Attributes:
+        accelerator: places batches and gathers results over processes.
+        images: what to validate on, at the student's input size.
+        teacher: the teacher.
+        batch_size: images a process and step.
+        classifier: (K, E) normalised zero-shot classifier, or None; classification teachers bring their own.
+    """
+
+    accelerator: Accelerator
+    images: ValidationImages
+    teacher: Teacher
+    batch_size: int
+    classifier: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.loader = self.accelerator.prepare(DataLoader(self.images, self.batch_size))
+
+    @torch.no_grad()
+    def __call__(self, student: nn.Module) -> dict[str, float]:
+        """Return ``val_cosine`` and, where classes are known, ``val_top1`` and ``val_teacher_top1`` (fractions)."""
+        student.eval()
+        cosines, correct, teacher_correct = [], [], []
+        for pixel_values, labels in self.loader:
+            output = student(pixel_values)
+            target = self.teacher(resize_pixels(pixel_values, self.teacher.image_size)).float()
+            cosine = F.cosine_similarity(output.image_embeds.float(), target, dim=-1)
+            hits = self._hits(output.image_embeds.float(), labels)
+            teacher_hits = self._hits(target, labels)
+            for store, values in ((cosines, cosine), (correct, hits), (teacher_correct, teacher_hits)):
+                store.append(self.accelerator.gather_for_metrics(values))
+        student.train()
+        scores = {"val_cosine": torch.cat(cosines).mean().item()}
+        if self.images.labels is not None:
+            scores["val_top1"] = torch.cat(correct).mean().item()
+            scores["val_teacher_top1"] = torch.cat(teacher_correct).mean().item()
+        return scores
+
+    def _hits(self, embeds: Tensor, labels: Tensor) -> Tensor:
+        if self.classifier is not None:
+            logits = embeds @ self.classifier.T
+        elif self.teacher.num_classes:
+            logits = self.teacher.classify(embeds.to(self.teacher.dtype))
+        else:
+            return torch.zeros(len(labels), device=embeds.device)
+        return (logits.argmax(-1) == labels).float()
+
+
+def resize_pixels(pixel_values: Tensor, size: int) -> Tensor:
+    """Resize normalised pixels (B, 3, S, S) to ``size``, for teachers whose input is smaller or larger."""
+    if pixel_values.shape[-1] == size:
+        return pixel_values
+    return F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True, align_corners=False)
