@@ -1,1 +1,72 @@
-"""Frozen ViT teachers from open_clip, transformers and timm behind one contract."""
+"""Teachers by name: CLIP and AugReg vision transformers of open_clip, transformers and timm behind one contract."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sf_llava.files import read_json
+
+if TYPE_CHECKING:
+    from sf_llava.teachers.base import Teacher
+
+MINI_CLIP_DIR = Path(__file__).resolve().parents[1] / "mini" / "clip"
+NAMES = (
+    "mini, open_clip:MODEL/TAG, open_clip:MODEL/FILE, transformers:ID_OR_DIR, timm:MODEL.TAG, timm:MODEL/FILE, "
+    "or the directory of a CLIP (with config.json or open_clip_config.json)"
+)
+
+
+def load_teacher(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> "Teacher":
+    """Load a frozen teacher.
+
+    Args:
+        name: ``mini`` (the embedded default), ``open_clip:ViT-L-14-quickgelu/openai``, ``open_clip:MODEL/FILE``,
+            ``transformers:openai/clip-vit-large-patch14``, ``transformers:DIR``,
+            ``timm:vit_base_patch16_224.augreg_in21k_ft_in1k``, ``timm:MODEL/FILE``, or a directory.
+        dtype: of its parameters and outputs.
+        device: where it goes.
+
+    Raises:
+        ValueError: an unknown name, weights that are missing, broken or do not fit, a QuickGELU mismatch, no network
+            where one is needed, or a model that is not a plain ViT. The message says what to do.
+    """
+    family, spec = _parse(name)
+    if family == "open_clip":
+        from sf_llava.teachers import open_clip_teacher as adapter
+    elif family == "transformers":
+        from sf_llava.teachers import transformers_teacher as adapter
+    else:
+        from sf_llava.teachers import timm_teacher as adapter
+    return adapter.load(name, spec, dtype).to(device)
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """Split a teacher's name into its family and what that family's adapter reads."""
+    if name == "mini":
+        if not (MINI_CLIP_DIR / "config.json").is_file():
+            raise ValueError(f"the mini teacher is not in {MINI_CLIP_DIR}; make it: python scripts/train_mini.py clip")
+        return "transformers", str(MINI_CLIP_DIR)
+    family, _, spec = name.partition(":")
+    if family in ("open_clip", "transformers", "timm"):
+        if not spec:
+            raise ValueError(f"teacher {name!r} names no model; expected {NAMES}")
+        return family, str(Path(spec).expanduser()) if spec.startswith("~") else spec
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return _family_of(path), str(path)
+    if path.is_file():
+        raise ValueError(f"{name} is a weights file without a model: write open_clip:MODEL/{name} or timm:MODEL/{name}")
+    raise ValueError(f"unknown teacher {name!r}; expected {NAMES}")
+
+
+def _family_of(directory: Path) -> str:
+    """Say which library a model directory belongs to; transformers where it could be either."""
+    has_config = (directory / "config.json").is_file()
+    if has_config and str(read_json(directory / "config.json").get("model_type")).startswith("clip"):
+        return "transformers"
+    if (directory / "open_clip_config.json").is_file():
+        return "open_clip"
+    if has_config:
+        return "transformers"  # which says what is wrong with it
+    raise ValueError(f"{directory} is no teacher: neither config.json nor open_clip_config.json is in it")

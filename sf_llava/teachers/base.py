@@ -1,0 +1,235 @@
+"""The contract of a teacher: a frozen, plain vision transformer that a student inherits from and is aligned to.
+
+An adapter (one file for each host library) says how images become tokens, hands out its blocks, and maps its
+parameter names on the canonical ones below; everything else is here, so the three families cannot drift apart.
+
+pixel_values -> ``embed`` (patches, CLS, positions, pre-LN) -> blocks -> CLS -> final LN -> projection -> image_embeds
+
+Letters: B images, P patches, D width, E size of ``image_embeds``.
+"""
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sf_llava.data.transforms import Preprocessing
+
+BLOCK_KEYS = tuple(
+    f"{layer}.{kind}"
+    for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+)
+"""Canonical names of a block's parameters; ``attn.qkv`` stacks query, key and value rows."""
+
+
+class Teacher(nn.Module):
+    """A frozen vision transformer behind one contract; it stays in evaluation mode whatever its parent does.
+
+    Attributes:
+        name: as given to ``load_teacher``.
+        image_size, patch_size: pixels; images and patches are square.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: geometry of the blocks.
+        hidden_act: activation of the blocks, a name that ``transformers.activations.ACT2FN`` knows.
+        layer_norm_eps: of every LN in the blocks and of the final one.
+        projection_dim: size of ``image_embeds`` behind CLIP's projection, None for a classification teacher.
+        num_classes: size of a classification teacher's classifier, 0 for CLIP.
+        preprocessing: how a PIL image becomes ``pixel_values``.
+    """
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    projection_dim: int | None = None
+    num_classes: int = 0
+    has_text: bool = False
+
+    def __init__(self, name: str, image_size: int, patch_size: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.name = name
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.preprocessing = preprocessing
+
+    # What an adapter brings.
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Turn (B, 3, S, S) pixels into (B, 1 + P, D) tokens in front of the first block, CLS first."""
+        raise NotImplementedError
+
+    def run_block(self, index: int, tokens: Tensor) -> Tensor:
+        """Run one block on (B, T, D) tokens, any T."""
+        raise NotImplementedError
+
+    def block_state_dict(self, index: int) -> dict[str, Tensor]:
+        """Give block ``index``'s parameters under the names of ``BLOCK_KEYS``."""
+        raise NotImplementedError
+
+    def head_state_dict(self) -> dict[str, Tensor]:
+        """Give ``norm.*`` and either ``projection.weight`` (E, D) or ``classifier.weight``, ``classifier.bias``."""
+        raise NotImplementedError
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Embed texts, (len, E), not normalised."""
+        raise ValueError(f"teacher {self.name} has no text tower; zero-shot evaluation needs a whole CLIP model")
+
+    # What follows from it.
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def embed_dim(self) -> int:
+        return self.projection_dim or self.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def num_parameters(self) -> int:
+        """Count the parameters of the image tower with its head (a text tower is not counted)."""
+        return sum(p.numel() for p in self.image_parameters())
+
+    def image_parameters(self) -> Iterable[Tensor]:
+        """Iterate over the image tower's parameters, head included."""
+        return self.parameters()
+
+    @torch.no_grad()
+    def tokens(self, pixel_values: Tensor, layer: int) -> Tensor:
+        """Give ``hidden_states[layer]`` of (B, 3, S, S) pixels in transformers' counting.
+
+        Args:
+            pixel_values: (B, 3, S, S), preprocessed.
+            layer: 0 is what enters the first block, k what leaves block k; -1 the last, -2 LLaVA's.
+
+        Returns:
+            (B, 1 + P, D) in the teacher's dtype, CLS first, before the final LN.
+        """
+        depth = self.num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"{self.name} has layers {-depth - 1} .. {depth}, got {layer}")
+        tokens = self.embed(self._checked(pixel_values))
+        for index in range(layer % (depth + 1)):
+            tokens = self.run_block(index, tokens)
+        return tokens
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Embed (B, 3, S, S) pixels: (B, E) ``image_embeds`` in the teacher's dtype, not normalised.
+
+        For CLIP behind the projection, for a classification teacher the normalised CLS before the classifier.
+        """
+        head = self.head_state_dict()
+        cls = self.tokens(pixel_values, -1)[:, 0]  # [B, D]
+        cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], self.layer_norm_eps)
+        return F.linear(cls, head["projection.weight"]) if "projection.weight" in head else cls
+
+    @torch.no_grad()
+    def classify(self, image_embeds: Tensor) -> Tensor:
+        """Turn (B, E) ``image_embeds`` into (B, num_classes) logits; classification teachers only."""
+        if not self.num_classes:
+            raise ValueError(f"{self.name} is a CLIP teacher without a classifier; score it through encode_text")
+        head = self.head_state_dict()
+        return F.linear(image_embeds, head["classifier.weight"], head["classifier.bias"])
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode: a teacher has no dropout to switch on and nothing to learn."""
+        return super().train(False)
+
+    def freeze(self) -> "Teacher":
+        """Switch gradients off for good; every adapter ends its construction with this."""
+        return self.requires_grad_(False).eval()
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.name}, {self.image_size} px / {self.patch_size}, {self.num_hidden_layers} x {self.hidden_size}, "
+            f"{self.num_attention_heads} heads, {self.hidden_act}, eps={self.layer_norm_eps}"
+        )
+
+    def _checked(self, pixel_values: Tensor) -> Tensor:
+        expected = (3, self.image_size, self.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(f"{self.name} takes (B, {expected}) pixels, got {tuple(pixel_values.shape)}")
+        return pixel_values.to(self.dtype)
+
+
+def canonical_block(parameters: Mapping[str, Tensor], names: Mapping[str, str], teacher: str) -> dict[str, Tensor]:
+    """Rename a block's parameters; a block with more or fewer of them is not a plain one.
+
+    Args:
+        parameters: the block's own state dict.
+        names: the host's name for each canonical name.
+        teacher: for the error message.
+
+    Raises:
+        ValueError: names the parameters that a plain block does not have, or lacks.
+    """
+    extra = sorted(set(parameters) - set(names.values()))
+    missing = sorted(set(names.values()) - set(parameters))
+    if extra or missing:
+        raise unsupported(
+            teacher,
+            "its blocks are not plain (LayerScale, query/key norms, gates and missing biases cannot be inherited): "
+            + (f"they also have {', '.join(extra)}" if extra else f"they lack {', '.join(missing)}"),
+        )
+    return {canonical: parameters[own].detach() for canonical, own in names.items()}
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict whose names and shapes must be exactly the model's.
+
+    Raises:
+        ValueError: lists what is missing, unexpected or of another shape, and names ``source``.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state_dict.keys()),
+        "unexpected": sorted(state_dict.keys() - own.keys()),
+        "another shape": [
+            f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in sorted(own.keys() & state_dict.keys())
+            if state_dict[key].shape != own[key].shape
+        ],
+    }
+    if any(problems.values()):
+        parts = [f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in problems.items() if keys]
+        raise ValueError(f"{source} does not fit the architecture ({'; '.join(parts)})")
+    model.load_state_dict(state_dict)
+
+
+def _few(keys: list[str], shown: int = 5) -> str:
+    return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")
+
+
+def is_torchscript(file: Path) -> bool:
+    """Recognise a TorchScript archive, the format in which OpenAI ships its weights."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(member.endswith("/constants.pkl") for member in archive.namelist())
+
+
+def unsupported(teacher: str, reason: str) -> ValueError:
+    """Say why a model cannot be a teacher."""
+    return ValueError(f"{teacher} cannot be a teacher: {reason}; a plain ViT with a CLS token is needed")
+
+
+def unreadable(file: Path, error: Exception) -> ValueError:
+    """Say that a weights file is broken."""
+    return ValueError(f"{file} could not be read ({brief(error)}); it may be truncated or of another format")
+
+
+def brief(error: Exception) -> str:
+    """Shorten a library's error to what fits into a sentence."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".:")

@@ -1,0 +1,288 @@
+"""CLIP models of open_clip as teachers: a built-in configuration with a tag or a weights file, or a local directory.
+
+OpenAI's weights (and some others) were trained with QuickGELU. open_clip only warns when such a tag meets a
+configuration with plain GELU, and says nothing when a file does; here a mismatch is an error.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import load_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.openai import load_openai_model
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transformer import QuickGELU, VisionTransformer
+from torch import Tensor, nn
+
+from sf_llava.data.transforms import Preprocessing
+from sf_llava.files import read_json
+from sf_llava.teachers.base import (
+    Teacher,
+    brief,
+    canonical_block,
+    is_torchscript,
+    load_strictly,
+    unreadable,
+    unsupported,
+)
+from sf_llava.teachers.hub import hub_or_cache
+
+BLOCK_NAMES = {
+    "norm1.weight": "ln_1.weight",
+    "norm1.bias": "ln_1.bias",
+    "attn.qkv.weight": "attn.in_proj_weight",
+    "attn.qkv.bias": "attn.in_proj_bias",
+    "attn.proj.weight": "attn.out_proj.weight",
+    "attn.proj.bias": "attn.out_proj.bias",
+    "norm2.weight": "ln_2.weight",
+    "norm2.bias": "ln_2.bias",
+    "mlp.fc1.weight": "mlp.c_fc.weight",
+    "mlp.fc1.bias": "mlp.c_fc.bias",
+    "mlp.fc2.weight": "mlp.c_proj.weight",
+    "mlp.fc2.bias": "mlp.c_proj.bias",
+}
+CONFIG_FILE = "open_clip_config.json"
+TEXTS_AT_ONCE = 256
+
+
+class OpenClipTeacher(Teacher):
+    """A CLIP of open_clip whose image tower is a plain ViT."""
+
+    has_text = True
+
+    def __init__(self, name: str, clip: nn.Module, tokenizer_name: str, preprocess: dict[str, Any]) -> None:
+        """Wrap a loaded model.
+
+        Args:
+            name: as given to ``load_teacher``.
+            clip: an ``open_clip.CLIP`` or ``open_clip.CustomTextCLIP``.
+            tokenizer_name: what ``open_clip.get_tokenizer`` takes.
+            preprocess: open_clip's preprocessing configuration (mean, std, interpolation, resize_mode).
+        """
+        visual = clip.visual
+        _require_plain(name, visual)
+        size = visual.image_size[0]
+        super().__init__(name, size, visual.patch_size[0], _preprocessing(name, size, preprocess))
+        self.clip = clip
+        self.tokenizer_name = tokenizer_name
+        self.tokenizer = None
+        block = visual.transformer.resblocks[0]
+        self.hidden_size = visual.transformer.width
+        self.num_hidden_layers = visual.transformer.layers
+        self.num_attention_heads = block.attn.num_heads
+        self.intermediate_size = block.mlp.c_fc.out_features
+        self.hidden_act = _activation(name, block.mlp.gelu)
+        self.layer_norm_eps = block.ln_1.eps
+        self.projection_dim = visual.output_dim
+        self.freeze()
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        return self.clip.visual._embeds(pixel_values)
+
+    def run_block(self, index: int, tokens: Tensor) -> Tensor:
+        return self.clip.visual.transformer.resblocks[index](tokens)
+
+    def block_state_dict(self, index: int) -> dict[str, Tensor]:
+        return canonical_block(self.clip.visual.transformer.resblocks[index].state_dict(), BLOCK_NAMES, self.name)
+
+    def head_state_dict(self) -> dict[str, Tensor]:
+        visual = self.clip.visual
+        return {
+            "norm.weight": visual.ln_post.weight.detach(),
+            "norm.bias": visual.ln_post.bias.detach(),
+            "projection.weight": visual.proj.detach().T.contiguous(),  # [E, D]
+        }
+
+    def image_parameters(self) -> Iterable[Tensor]:
+        return self.clip.visual.parameters()
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        if self.tokenizer is None:
+            try:
+                with hub_or_cache():
+                    self.tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
+            except (OSError, RuntimeError) as error:
+                raise ValueError(
+                    f"the tokenizer of {self.name} could not be fetched ({brief(error)}); "
+                    f"give a local directory that holds {CONFIG_FILE}, the weights and the tokenizer's files"
+                ) from error
+        batches = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
+        return torch.cat([self.clip.encode_text(self.tokenizer(batch).to(self.device)) for batch in batches])
+
+
+@dataclass
+class _Source:
+    """Where a teacher comes from: architecture, weights (a file, or a tag still to be fetched), and what they need."""
+
+    config: dict[str, Any]
+    tokenizer_name: str
+    preprocess: dict[str, Any]
+    file: Path | None = None
+    tag: dict[str, Any] | None = None
+
+
+def load(name: str, spec: str, dtype: torch.dtype) -> OpenClipTeacher:
+    """Load ``MODEL/TAG``, ``MODEL/FILE``, or a directory that holds ``open_clip_config.json``.
+
+    Raises:
+        ValueError: unknown model or tag, missing or broken file, no network, a QuickGELU mismatch, weights that do
+            not fit, an image tower that is not a plain ViT.
+    """
+    source = _from_directory(name, Path(spec)) if Path(spec).is_dir() else _from_model(name, *_split(spec))
+    clip = _build(name, source.config)
+    file = source.file or _download(name, source.tag)
+    load_strictly(clip, _read_weights(file, clip), str(file))
+    return OpenClipTeacher(name, clip.to(dtype), source.tokenizer_name, source.preprocess)
+
+
+def _split(spec: str) -> tuple[str, str]:
+    model, _, weights = spec.partition("/")
+    return model, weights
+
+
+def _from_model(name: str, model: str, weights: str) -> _Source:
+    if model not in open_clip.list_models():
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=4, cutoff=0.5)
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        raise ValueError(f"open_clip has no model {model!r}{hint}; a directory with {CONFIG_FILE} works as well")
+    config = open_clip.get_model_config(model)
+    tag = get_pretrained_cfg(model, weights) if weights else {}
+    if tag:
+        _require_same_activation(name, config, bool(tag.get("quick_gelu")), f"open_clip's entry for {weights}")
+        return _Source(config, model, merge_preprocess_dict(PreprocessCfg(), tag), tag=tag)
+    file = Path(weights)
+    if not weights or not file.is_file():
+        tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
+        found = f"{weights!r} is neither a tag of {model} nor a file" if weights else f"{name} names no weights"
+        raise ValueError(f"{found}; its tags are: {tags}; write open_clip:{model}/TAG or open_clip:{model}/FILE")
+    preprocess = PreprocessCfg()
+    if (file.parent / CONFIG_FILE).is_file():
+        own, preprocess = _read_config(file.parent)
+        _require_same_activation(name, config, bool(own.get("quick_gelu")), f"the {CONFIG_FILE} beside the file")
+    if is_torchscript(file):
+        _require_same_activation(name, config, True, "a TorchScript archive is OpenAI's")
+    return _Source(config, model, merge_preprocess_dict(preprocess, {}), file=file)
+
+
+def _from_directory(name: str, directory: Path) -> _Source:
+    if not (directory / CONFIG_FILE).is_file():
+        raise ValueError(f"{directory} holds no {CONFIG_FILE}, so it is not a model directory of open_clip")
+    config, preprocess = _read_config(directory)
+    names = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt"]
+    files = [directory / file for file in names if (directory / file).is_file()]
+    if not files:
+        raise ValueError(f"{directory} holds no weights; expected one of {', '.join(names)}")
+    if is_torchscript(files[0]):
+        _require_same_activation(name, config, True, "a TorchScript archive is OpenAI's")
+    return _Source(config, f"local-dir:{directory}", preprocess, file=files[0])
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    content = read_json(directory / CONFIG_FILE)
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= content.get("model_cfg", {}).keys():
+        raise ValueError(f"{directory / CONFIG_FILE} lacks model_cfg with embed_dim, vision_cfg and text_cfg")
+    return content["model_cfg"], merge_preprocess_dict(PreprocessCfg(), content.get("preprocess_cfg", {}))
+
+
+def _require_same_activation(name: str, config: dict[str, Any], weights_quick: bool, reason: str) -> None:
+    """Refuse QuickGELU weights in a GELU configuration and the other way round: both compute nonsense silently."""
+    if weights_quick == bool(config.get("quick_gelu")):
+        return
+    trained, computed = ("QuickGELU", "GELU") if weights_quick else ("GELU", "QuickGELU")
+    model, weights = _split(name.removeprefix("open_clip:"))
+    other = f"{model}-quickgelu" if weights_quick else model.removesuffix("-quickgelu")
+    way_out = f"write open_clip:{other}/{weights}" if other in open_clip.list_models() else "correct quick_gelu in it"
+    raise ValueError(
+        f"{name}: the weights were trained with {trained} ({reason}), but the configuration computes {computed}; "
+        + way_out
+    )
+
+
+def _build(name: str, config: dict[str, Any]) -> nn.Module:
+    """Build the architecture, random; what is visibly no plain ViT is turned away before time is spent on it."""
+    vision = config["vision_cfg"]
+    if "multimodal_cfg" in config:
+        raise unsupported(name, "it is a CoCa model (attentional pooling and a caption decoder)")
+    if vision.get("timm_model_name"):
+        raise unsupported(name, f"its image tower is timm's {vision['timm_model_name']}, not open_clip's own ViT")
+    if isinstance(vision.get("layers"), list | tuple):
+        raise unsupported(name, "its image tower is a ResNet")
+    parts = {key: value for key, value in config.items() if key != "custom_text"}
+    custom = config.get("custom_text") or "hf_model_name" in config["text_cfg"]
+    if custom:
+        # All weights come from the checkpoint; without this a pretrained text tower would be downloaded first.
+        parts["text_cfg"] = {**parts["text_cfg"], "hf_model_pretrained": False}
+    try:
+        with hub_or_cache():
+            return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**parts)
+    except OSError as error:
+        raise ValueError(
+            f"the text tower of {name} needs files of {config['text_cfg'].get('hf_model_name')} that could not be "
+            f"fetched ({brief(error)}); run once with a network so that they are cached"
+        ) from error
+
+
+def _require_plain(name: str, visual: nn.Module) -> None:
+    if not isinstance(visual, VisionTransformer):
+        raise unsupported(name, f"its image tower is a {type(visual).__name__}")
+    if visual.attn_pool is not None:
+        raise unsupported(name, "it uses attentional pooling")
+    if visual.pool_type != "tok":
+        raise unsupported(name, f"it pools with {visual.pool_type!r} instead of reading its CLS token")
+    if not isinstance(visual.patch_dropout, nn.Identity):
+        raise unsupported(name, "it uses patch dropout")
+    if visual.image_size[0] != visual.image_size[1]:
+        raise unsupported(name, f"its images are not square but {visual.image_size}")
+    for block in visual.transformer.resblocks:
+        canonical_block(block.state_dict(), BLOCK_NAMES, name)
+
+
+def _download(name: str, tag: dict[str, Any]) -> Path:
+    try:
+        with hub_or_cache():
+            return Path(download_pretrained(tag))
+    except (OSError, RuntimeError) as error:
+        model, weights = _split(name.removeprefix("open_clip:"))
+        raise ValueError(
+            f"the weights {weights} of {model} could not be fetched ({brief(error)}); without a network give a "
+            f"file: open_clip:{model}/FILE"
+        ) from error
+
+
+def _read_weights(file: Path, clip: nn.Module) -> dict[str, Tensor]:
+    """Read a checkpoint through open_clip, in the key layout of ``clip``."""
+    try:
+        if is_torchscript(file):
+            state = load_openai_model(str(file), precision="fp32", device="cpu").state_dict()
+        else:
+            state = load_state_dict(str(file))
+    except Exception as error:  # each format has errors of its own for a broken file
+        raise unreadable(file, error) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file} holds no state dict of tensors")
+    if isinstance(clip, open_clip.CustomTextCLIP):
+        state = convert_to_custom_text_state_dict(state)
+    if "logit_scale" in state:  # saved as a number or as a list of one
+        state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
+    return state
+
+
+def _activation(name: str, module: nn.Module) -> str:
+    if isinstance(module, QuickGELU):
+        return "quick_gelu"
+    if isinstance(module, nn.GELU):
+        return "gelu_pytorch_tanh" if module.approximate == "tanh" else "gelu"
+    raise unsupported(name, f"its blocks use the activation {type(module).__name__}")
+
+
+def _preprocessing(name: str, size: int, config: dict[str, Any]) -> Preprocessing:
+    if config["resize_mode"] != "shortest":
+        raise unsupported(name, f"its images are resized by {config['resize_mode']!r} instead of by their shorter side")
+    return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
