@@ -1,0 +1,26 @@
+"""A SparseFormer in LLaVA: the transformers route (``swap``, ``restore``) and the llava package's route.
+
+The names are imported on first use, so that the package's route works without what the transformers route needs.
+"""
+
+import importlib
+
+_MODULES = {
+    "swap": "sf_llava.plugin.swapping",
+    "restore": "sf_llava.plugin.swapping",
+    "Swap": "sf_llava.plugin.swapping",
+    "build_processor": "sf_llava.plugin.tokens",
+    "count_image_tokens": "sf_llava.plugin.tokens",
+    "encode_prompts": "sf_llava.plugin.tokens",
+    "SparseFormerVisionTower": "sf_llava.plugin.llava_tower",
+    "install": "sf_llava.plugin.llava_package",
+    "uninstall": "sf_llava.plugin.llava_package",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
