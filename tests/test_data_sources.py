@@ -94,6 +94,17 @@ def test_every_source_gives_the_same_pictures_and_classes(tmp_path, kind):
     assert labelled.class_names == CLASSES
 
 
+@pytest.mark.parametrize("name", ["mini", "mini:diagrams", "mini:both"])
+def test_the_drawn_world_is_a_source_like_any_other(name):
+    source, labelled = open_images(name), open_labelled(name)
+    first, second = source.load(0), pickle.loads(pickle.dumps(source)).load(0)
+    assert first.size == (64, 64)
+    np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+    assert len(labelled.labels) == len(labelled)
+    assert set(labelled.labels) == set(range(len(labelled.class_names)))
+    assert not np.array_equal(np.asarray(labelled.load(0)), np.asarray(first))
+
+
 def test_a_bare_path_is_recognised_by_what_it_holds(tmp_path):
     write_all(tmp_path)
     for path in ("folder", "binary", "binary/one.parquet", "shards", "shards/part-000.tar"):
@@ -162,6 +173,18 @@ def test_shard_index_is_built_once_and_renewed_when_a_shard_changes(tmp_path, mo
     assert len(open_images(name)) == 3
 
 
+def test_shards_written_by_webdataset_itself_open(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(f"{tmp_path}/train-%04d.tar", maxcount=4, verbose=0) as writer:
+        for index, data in enumerate(PICTURES):
+            writer.write({"__key__": f"deep/{index:03}", "png": data, "cls": index // 3, "depth.png": PICTURES[0]})
+    labelled = open_labelled(f"webdataset:{tmp_path}/train-{{0000..0001}}.tar")
+    assert labelled.labels == [0, 0, 0, 1, 1, 1]
+    assert labelled.class_names == ["0", "1"]  # it has no classnames.txt
+    for index, data in enumerate(PICTURES):
+        np.testing.assert_array_equal(np.asarray(labelled.load(index)), np.asarray(Image.open(io.BytesIO(data))))
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -194,6 +217,7 @@ def test_braces_expand_as_in_a_shell():
 BAD = {
     "nonsense": "unknown data set 'nonsense': expected folder:PATH, parquet:",
     "folder:": "unknown data set",
+    "mini:circles": "unknown data set 'mini:circles': expected mini, mini:diagrams or mini:both",
     "folder:{tmp}/absent": "no such folder",
     "folder:{tmp}/empty": "no images below '.*empty': looked in",
     "{tmp}/empty": "no images below",

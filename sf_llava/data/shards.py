@@ -1,8 +1,8 @@
 """``webdataset:PATTERN``: pictures inside local tar shards, read at random through an index of the tar members.
 
 The index is built once from the tar headers and kept in the cache folder (``XDG_CACHE_HOME``, else ``~/.cache``), so
-that shards behave like any other source: fixed order, exact shuffling, exact resuming. A sample's picture is its first
-member with a picture's extension; its class, read for evaluation only, is the number in its ``.cls`` member.
+that shards behave like any other source: fixed order, exact shuffling, exact resuming. A sample's picture is its member
+with a picture's extension (``jpg`` before ``depth.png``); its class, for evaluation only, the number in ``.cls``.
 """
 
 import contextlib
@@ -125,7 +125,9 @@ def _index_shard(shard: str) -> list[tuple[str, tuple[int, int, int, int]]]:
                 if extension.lower() == "cls":
                     classes[sample] = (member.offset_data, member.size)
                 elif base.lower().endswith(EXTENSIONS):
-                    pictures.setdefault(sample, (member.name, member.offset_data, member.size))
+                    known = pictures.get(sample)
+                    if known is None or member.name.count(".") < known[0].count("."):
+                        pictures[sample] = (member.name, member.offset_data, member.size)
     except tarfile.TarError as error:
         raise ValueError(
             f"{shard} is not a complete, uncompressed tar file ({error}); fetch it again, or unpack it if compressed"
