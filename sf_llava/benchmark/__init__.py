@@ -1,0 +1,1 @@
+"""Benchmarks behind ``scripts/benchmark.py``, one module for each sub-command."""

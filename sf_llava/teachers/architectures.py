@@ -1,0 +1,27 @@
+"""Image towers of open_clip and timm with random weights, where only their shape and speed count (benchmarks)."""
+
+from torch import nn
+
+
+def build_image_tower(name: str) -> nn.Module:
+    """Build ``open_clip:MODEL`` or ``timm:MODEL``, random, in eval mode: (B, 3, S, S) pixels to embeddings or logits.
+
+    Raises:
+        ValueError: another family, or a model that it does not know.
+    """
+    family, _, model = name.partition(":")
+    if family == "open_clip":
+        import open_clip
+
+        if model not in open_clip.list_models():
+            raise ValueError(f"open_clip has no model {model!r}; open_clip.list_models() lists them")
+        tower = open_clip.CLIP(**open_clip.get_model_config(model)).visual
+    elif family == "timm":
+        import timm
+
+        if not timm.is_model(model):
+            raise ValueError(f"timm has no model {model!r}; timm.list_models() lists them")
+        tower = timm.create_model(model)
+    else:
+        raise ValueError(f"unknown image tower {name!r}; expected open_clip:MODEL or timm:MODEL")
+    return tower.eval().requires_grad_(False)
