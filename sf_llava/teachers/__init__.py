@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from sf_llava.files import read_json
+from sf_llava.mini import MINI_CLIP_DIR
 
 if TYPE_CHECKING:
     from sf_llava.teachers.base import Teacher
 
-MINI_CLIP_DIR = Path(__file__).resolve().parents[1] / "mini" / "clip"
 NAMES = (
     "mini, open_clip:MODEL/TAG, open_clip:MODEL/FILE, transformers:ID_OR_DIR, timm:MODEL.TAG, timm:MODEL/FILE, "
     "or the directory of a CLIP (with config.json or open_clip_config.json)"

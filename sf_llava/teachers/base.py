@@ -37,6 +37,8 @@ class Teacher(nn.Module):
         layer_norm_eps: of every LN in the blocks and of the final one.
         projection_dim: size of ``image_embeds`` behind CLIP's projection, None for a classification teacher.
         num_classes: size of a classification teacher's classifier, 0 for CLIP.
+        has_text: whether ``encode_text`` works.
+        templates: zero-shot prompts that the teacher was trained with and brings along; mostly empty.
         preprocessing: how a PIL image becomes ``pixel_values``.
     """
 
@@ -49,6 +51,7 @@ class Teacher(nn.Module):
     projection_dim: int | None = None
     num_classes: int = 0
     has_text: bool = False
+    templates: tuple[str, ...] = ()
 
     def __init__(self, name: str, image_size: int, patch_size: int, preprocessing: Preprocessing) -> None:
         super().__init__()

@@ -65,6 +65,8 @@ class TransformersTeacher(Teacher):
         self.hidden_act = config.hidden_act
         self.layer_norm_eps = config.layer_norm_eps
         self.projection_dim = clip.visual_projection.out_features
+        # Written by scripts/train_mini.py: a small text tower knows no prompts but those it was trained with.
+        self.templates = tuple(getattr(clip.config, "zero_shot", {}).get("templates", ()))
         self.freeze()
 
     def embed(self, pixel_values: Tensor) -> Tensor:

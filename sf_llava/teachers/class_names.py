@@ -1,0 +1,117 @@
+"""Class sets for zero-shot classification: what the classes are called, and the prompts their names are put into.
+
+ImageNet's curated names and OpenAI's 80 templates come from open_clip, its synset ids from timm; CIFAR-10's names and
+18 templates are those of OpenAI's CLIP notebook.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sf_llava.files import read_json
+
+SIMPLE_TEMPLATES = ("a photo of a {}.",)
+CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_TEMPLATES = tuple(
+    f"a photo of {article} {{}}." if not kind else f"a {kind} photo of {article} {{}}."
+    for article in ("a", "the")
+    for kind in ("", "blurry", "black and white", "low contrast", "high contrast", "bad", "good")
+) + tuple(f"a photo of {article} {size} {{}}." for article in ("a", "the") for size in ("small", "big"))
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Classes in the order of their labels.
+
+    Attributes:
+        name: how it was asked for.
+        class_names: words for the prompts.
+        templates: prompts, each with one ``{}``.
+        ids: what data sets may call the classes instead (ImageNet's synset ids), in the same order; may be empty.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    ids: tuple[str, ...] = ()
+
+
+def imagenet() -> ClassSet:
+    """ImageNet-1K: 1,000 names and 80 templates of OpenAI's CLIP, in the order of the sorted synset ids."""
+    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    templates = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    return ClassSet("imagenet", tuple(IMAGENET_CLASSNAMES), templates, synset_ids(1000))
+
+
+def cifar10() -> ClassSet:
+    """CIFAR-10: 10 names and 18 templates of OpenAI's CLIP."""
+    return ClassSet("cifar10", CIFAR10_CLASS_NAMES, CIFAR10_TEMPLATES)
+
+
+def mini() -> ClassSet:
+    """The drawn world's 64 classes."""
+    from sf_llava.mini.captions import TEMPLATES
+    from sf_llava.mini.shapes import CLASS_NAMES
+
+    return ClassSet("mini", tuple(CLASS_NAMES), tuple(TEMPLATES))
+
+
+CLASS_SETS: dict[str, Callable[[], ClassSet]] = {"imagenet": imagenet, "cifar10": cifar10, "mini": mini}
+
+
+def class_set(name: str) -> ClassSet:
+    """Give the class set called ``name``, or the one in a JSON file.
+
+    Args:
+        name: ``imagenet``, ``cifar10``, ``mini``, or a file that holds a list of names in the order of the labels,
+            or ``{"class_names": [...], "templates": [...]}``.
+    """
+    if name in CLASS_SETS:
+        return CLASS_SETS[name]()
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"unknown classes {name!r}; expected {', '.join(CLASS_SETS)} or a JSON file of class names")
+    content = read_json(path)
+    if isinstance(content, list):
+        content = {"class_names": content}
+    names, templates = content.get("class_names"), content.get("templates", list(SIMPLE_TEMPLATES))
+    if not _is_list_of_texts(names) or not _is_list_of_texts(templates):
+        raise ValueError(f'{path} must hold a list of class names, or {{"class_names": [...], "templates": [...]}}')
+    return ClassSet(str(path), tuple(names), tuple(templates))
+
+
+def class_texts(name: str) -> tuple[list[str], list[str]]:
+    """Give the names and the templates of a class set, as ``zero_shot_classifier`` takes them."""
+    classes = class_set(name)
+    return list(classes.class_names), list(classes.templates)
+
+
+def templates_named(name: str) -> tuple[str, ...]:
+    """Give templates by name: those of a class set, ``simple``, a JSON file of them, or one template itself."""
+    if name in CLASS_SETS:
+        return CLASS_SETS[name]().templates
+    if name == "simple":
+        return SIMPLE_TEMPLATES
+    if "{}" in name:
+        return (name,)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        valid = f"{', '.join(CLASS_SETS)}, simple, a JSON file, or a text with {{}} in it"
+        raise ValueError(f"unknown templates {name!r}; expected {valid}")
+    content = read_json(path)
+    if not _is_list_of_texts(content):
+        raise ValueError(f"{path} must hold a list of templates, each with one {{}}")
+    return tuple(content)
+
+
+def synset_ids(num_classes: int) -> tuple[str, ...]:
+    """List the synset ids behind a classifier of ImageNet-1K or one of its larger versions; empty for other sizes."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return tuple(ImageNetInfo(subset).label_names()) if subset else ()
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(text, str) for text in value)
