@@ -1,0 +1,136 @@
+"""Original LLaVA directories in transformers classes. Parity with the real package: tests/llava_package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_original import TEXT, VISION, WIDTH, write_original
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from sf_llava.checkpoints.llava import convert_llava, is_original, load_llava
+
+PICTURE = Image.effect_noise((48, 40), 90).convert("RGB")
+PROMPT = "USER: <image>\nWhat is shown? ASSISTANT:"
+
+
+def encode(processor, prompt=PROMPT):
+    return processor(images=PICTURE, text=prompt, return_tensors="pt")
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin", "sharded"])
+@pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu"])
+def test_every_layout_loads_and_converts_to_equal_logits(tmp_path, layout, projector):
+    path = write_original(tmp_path, layout=layout, projector=projector)
+    model, processor = load_llava(path)
+    inputs = encode(processor)
+    logits = model(**inputs).logits
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 16 == model.config.image_seq_length
+    convert_llava(path, tmp_path / "out", dtype=torch.float32)
+    assert is_original(path) and not is_original(tmp_path / "out")
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    again = AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    assert type(stock) is LlavaForConditionalGeneration
+    assert torch.equal(stock(**encode(again)).logits, logits)
+    assert stock.generation_config.suppress_tokens == [processor.image_token_id]
+    ours, _ = load_llava(tmp_path / "out")
+    assert torch.equal(ours(**inputs).logits, logits)
+
+
+def test_a_linear_projector_is_exact(tmp_path):
+    path = write_original(tmp_path)
+    model, _ = load_llava(path)
+    projector = model.model.multi_modal_projector
+    features = torch.randn(2, 5, VISION["hidden_size"])
+    expected = torch.nn.functional.linear(features, projector.linear_1.weight, projector.linear_1.bias)
+    assert torch.equal(projector(features), expected)
+    half = projector.bfloat16()
+    features = features.bfloat16()
+    expected = torch.nn.functional.linear(features, half.linear_1.weight, half.linear_1.bias)
+    assert torch.equal(half(features), expected)
+
+
+def test_tower_weights_come_from_the_tower_where_the_directory_has_none(tmp_path):
+    full, _ = load_llava(write_original(tmp_path / "a"))
+    bare, _ = load_llava(write_original(tmp_path / "b", with_tower=False))
+    assert all(torch.equal(value, bare.state_dict()[name]) for name, value in full.state_dict().items())
+    elsewhere = write_original(tmp_path / "c", with_tower=False, tower_name="towers/of/nobody/no-such-tower")
+    other, _ = load_llava(elsewhere, tower=tmp_path / "a" / "tower")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in full.state_dict().items())
+    with pytest.raises(ValueError, match=r"no-such-tower .* name a local copy"):
+        load_llava(elsewhere)
+
+
+def test_start_and_end_tokens_enclose_the_image(tmp_path):
+    model, processor = load_llava(write_original(tmp_path, start_end=True))
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
+    prompt = processor.apply_chat_template(message, add_generation_prompt=True)
+    assert prompt.endswith("questions. USER: <im_start><image><im_end>\nWhat is shown? ASSISTANT:")
+    ids = encode(processor, prompt)["input_ids"][0].tolist()
+    start, end = processor.tokenizer.convert_tokens_to_ids(["<im_start>", "<im_end>"])
+    assert (start, end, processor.image_token_id) == (360, 361, 362)
+    assert ids.index(end) - ids.index(start) == 17
+    assert model.get_input_embeddings().weight.shape == (363, WIDTH)
+
+
+def test_text_comes_back_from_its_ids(tmp_path):
+    _, processor = load_llava(write_original(tmp_path))
+    ids = processor.tokenizer(TEXT)["input_ids"]
+    assert ids[0] == 1 and processor.tokenizer.decode(ids, skip_special_tokens=True) == TEXT
+
+
+def test_half_precision_keeps_rotary_frequencies(tmp_path):
+    path = write_original(tmp_path)
+    model, processor = load_llava(path, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert model.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+    assert model.generate(**encode(processor), max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+def test_pad_to_square_is_kept(tmp_path):
+    _, processor = load_llava(write_original(tmp_path, image_aspect_ratio="pad"))
+    wide = Image.new("RGB", (64, 16), (255, 0, 0))
+    pixels = processor.image_processor(wide, return_tensors="pt")["pixel_values"][0]
+    assert pixels[:, 0].abs().max() < 0.02 and pixels[0, 16].min() > 1  # padded with the mean colour
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(image_aspect_ratio="anyres"), "anyres and spatial merging"),
+        (dict(mm_patch_merge_type="spatial_unpad"), "anyres and spatial merging"),
+        (dict(mm_projector_type="mlp3x_gelu"), "unknown mm_projector_type 'mlp3x_gelu'; supported: linear, mlp2x_gelu"),
+        (dict(model_type="llava_mpt"), "not model_type 'llava_mpt'"),
+        (dict(mm_hidden_size=32), "takes 32 channels but the tower gives 64"),
+        (dict(mm_projector_type="mlp2x_gelu"), "missing: model.multi_modal_projector"),
+    ],
+)
+def test_a_llava_that_cannot_be_is_one_clear_sentence(tmp_path, change, sentence):
+    path = write_original(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=sentence):
+        load_llava(path)
+
+
+def test_a_truncated_config_names_the_file(tmp_path):
+    path = write_original(tmp_path)
+    (path / "config.json").write_text('{"mm_vision_tower": ')
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
+        load_llava(path)
+
+
+def test_the_script_converts_and_says_what(tmp_path):
+    path = write_original(tmp_path)
+    script = Path(__file__).parents[2] / "scripts" / "convert.py"
+    command = [sys.executable, script, "llava", path, tmp_path / "out", "--dtype", "bfloat16"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "LLaVA with 16 tokens an image, tower width 64, LLM width 96" in done.stdout
+    model, _ = load_llava(tmp_path / "out", dtype=torch.bfloat16)
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    refused = subprocess.run([sys.executable, script, "llava", tmp_path / "out", "x"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "no original LLaVA directory" in refused.stderr
