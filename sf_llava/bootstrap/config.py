@@ -24,7 +24,8 @@ class BootstrapConfig:
     )
     teacher: str = _flag("mini", "mini, open_clip:MODEL/TAG_OR_FILE, transformers:ID_OR_DIR, timm:MODEL[/FILE], a path")
     data: str | None = _flag(None, "unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
-    val_data: str | None = _flag(None, "held-out images; with labels they give zero-shot accuracy. Default: held out")
+    val_data: str | None = _flag(None, "validation images; default: some of --data, held out")
+    classes: str | None = _flag(None, "mini, cifar10, imagenet or FILE.json: classes of --val-data, for accuracy")
     val_images: int = _flag(1000, "how many held-out images to validate on")
     output: str = _flag("runs/bootstrap", "run directory")
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
@@ -72,7 +73,17 @@ class BootstrapConfig:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "mini": dict(data="mini:both", steps=700, warmup_steps=35, batch_size=128, lr=2e-3, flip=0.0, crop_scale_min=1.0),
+    "mini": dict(
+        data="mini:both",
+        val_data="mini",
+        classes="mini",
+        steps=700,
+        warmup_steps=35,
+        batch_size=128,
+        lr=2e-3,
+        flip=0.0,
+        crop_scale_min=1.0,
+    ),
     "imagenet": dict(epochs=20.0, warmup_epochs=1.0, batch_size=1024, lr=2e-4, flip=0.5, crop_scale_min=0.5),
     "continue": dict(epochs=5.0, warmup_epochs=0.0, batch_size=1024, lr=5e-5, flip=0.5, crop_scale_min=0.5),
     "scienceqa": dict(steps=1000, warmup_steps=0, batch_size=256, lr=5e-5, flip=0.0, crop_scale_min=1.0),
@@ -93,7 +104,9 @@ def complete(config: BootstrapConfig) -> BootstrapConfig:
     stage = config.stage or ("mini" if config.teacher == "mini" else "imagenet")
     recipe = dict(RECIPES[stage])
     if config.teacher == "mini" and stage != "mini":
-        recipe |= dict(data="mini:diagrams" if stage == "scienceqa" else "mini:both", batch_size=128, lr=5e-4)
+        recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "classes", "batch_size")} | {"lr": 5e-4}
+        if stage == "scienceqa":
+            recipe["data"] = "mini:diagrams"
     if config.steps is not None or config.epochs is not None:
         recipe.pop("steps", None)
         recipe.pop("epochs", None)

@@ -8,7 +8,7 @@ from torch import nn
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.rois import initial_rois
-from sf_llava.teachers import Teacher
+from sf_llava.teachers.base import Teacher
 
 INHERITED_FIELDS = (
     "hidden_size",
@@ -103,6 +103,17 @@ def check_fits(config: SparseFormerConfig, teacher: Teacher) -> None:
     ]
     if wrong:
         raise ValueError(f"the student does not fit teacher {teacher.name}: {'; '.join(wrong)}")
+
+
+def check_head(student: SparseFormerModel, teacher: Teacher) -> None:
+    """Check that a student to be continued ends in this teacher's norm and projection, which are never trained.
+
+    Raises:
+        ValueError: it was bootstrapped from another teacher.
+    """
+    for name, value in teacher.head_state_dict().items():
+        if not torch.allclose(student.get_parameter(name).float(), value.float().cpu(), rtol=1e-2, atol=1e-3):
+            raise ValueError(f"the student's {name} is not that of {teacher.name}: it was made from another teacher")
 
 
 @torch.no_grad()

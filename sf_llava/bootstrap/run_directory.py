@@ -86,19 +86,3 @@ class RunDirectory:
             hidden = path.with_name(f".{path.name}.old")
             path.rename(hidden)
             shutil.rmtree(hidden)
-
-
-def find_encoder(path: str | Path) -> Path:
-    """Accept a run directory or an encoder directory; return the encoder directory.
-
-    Raises:
-        FileNotFoundError: neither is there; the message says what is missing.
-    """
-    path = Path(path)
-    for candidate in (path / "encoder", path):
-        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"no encoder at {path}: expected a run directory with encoder/, or a directory with config.json and "
-        "model.safetensors"
-    )

@@ -17,15 +17,16 @@ from tqdm import tqdm
 
 from sf_llava import files
 from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.data import BootstrapData
 from sf_llava.bootstrap.inherit import parameter_groups
 from sf_llava.bootstrap.losses import cosine_loss, kl_loss
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import learning_rate_factor
 from sf_llava.bootstrap.validation import Validator, resize_pixels
-from sf_llava.data.bootstrap_images import BootstrapImages, collate
+from sf_llava.data.bootstrap_images import collate
 from sf_llava.data.sampler import BootstrapSampler
 from sf_llava.model import SparseFormerModel
-from sf_llava.teachers import Teacher
+from sf_llava.teachers.base import Teacher
 
 
 class Trainer:
@@ -36,11 +37,9 @@ class Trainer:
         accelerator: devices, processes, precision.
         student: with ``requires_grad`` set by :func:`sf_llava.bootstrap.inherit.set_trainable`.
         teacher: frozen.
-        images: the training images at the larger of both input sizes.
+        data: what to read, at the larger of both input sizes.
         run: where everything is written.
         validator: called every ``eval_every`` steps.
-        labels: class of every training image, for the added class loss only.
-        draw: called with (student, path) on the main process at every validation.
     """
 
     def __init__(
@@ -49,21 +48,18 @@ class Trainer:
         accelerator: Accelerator,
         student: SparseFormerModel,
         teacher: Teacher,
-        images: BootstrapImages,
+        data: BootstrapData,
         run: RunDirectory,
         validator: Validator,
-        labels: list[int] | None = None,
-        draw=None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.teacher = teacher
-        self.images = images
+        self.images = data.images
+        self.labels = None if data.labels is None else torch.tensor(data.labels)
         self.run = run
         self.validator = validator
-        self.labels = None if labels is None else torch.tensor(labels)
-        self.draw = draw
-        self.num_steps, self.num_warmup_steps = count_steps(config, len(images))
+        self.num_steps, self.num_warmup_steps = count_steps(config, len(data.images))
         self.student_size = student.config.image_size
         groups = parameter_groups(
             student, config.lr, config.inherited_lr_scale, config.weight_decay, config.reuse_weights
@@ -239,8 +235,7 @@ class Trainer:
         self.run.log({"step": self.step, **scores})
         self._to_tensorboard(writer, scores)
         bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        if self.draw:
-            self.draw(self.accelerator.unwrap_model(self.student), self.run.path / "rois" / f"step-{self.step:07d}.png")
+        self.validator.draw(self.student, self.run.path / "rois" / f"step-{self.step:07d}.png")
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint under a hidden name, then rename it: it is whole, or it is not there."""

@@ -1,6 +1,8 @@
 """Validation during training: cosine to the teacher on held-out images, zero-shot accuracy where classes are known."""
 
+import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +10,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sf_llava import files
 from sf_llava.data import ImageSource
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
-from sf_llava.teachers import Teacher
+from sf_llava.teachers.base import Teacher
+from sf_llava.visualize import focus_sheet, pictures_from_pixels
+
+BATCH_SIZE = 64
+NUM_DRAWN = 4
 
 
 class ValidationImages(Dataset):
@@ -40,20 +47,20 @@ class Validator:
 
     Attributes:
         accelerator: places batches and gathers results over processes.
-        images: what to validate on, at the student's input size.
+        images: what to validate on, at the larger of both input sizes.
         teacher: the teacher.
-        batch_size: images a process and step.
+        student_size: the student's input side in pixels.
         classifier: (K, E) normalised zero-shot classifier, or None; classification teachers bring their own.
     """
 
     accelerator: Accelerator
     images: ValidationImages
     teacher: Teacher
-    batch_size: int
+    student_size: int
     classifier: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.loader = self.accelerator.prepare(DataLoader(self.images, self.batch_size))
+        self.loader = self.accelerator.prepare(DataLoader(self.images, BATCH_SIZE))
 
     @torch.no_grad()
     def __call__(self, student: nn.Module) -> dict[str, float]:
@@ -61,7 +68,7 @@ class Validator:
         student.eval()
         cosines, correct, teacher_correct = [], [], []
         for pixel_values, labels in self.loader:
-            output = student(pixel_values)
+            output = student(resize_pixels(pixel_values, self.student_size))
             target = self.teacher(resize_pixels(pixel_values, self.teacher.image_size)).float()
             cosine = F.cosine_similarity(output.image_embeds.float(), target, dim=-1)
             hits = self._hits(output.image_embeds.float(), labels)
@@ -74,6 +81,20 @@ class Validator:
             scores["val_top1"] = torch.cat(correct).mean().item()
             scores["val_teacher_top1"] = torch.cat(teacher_correct).mean().item()
         return scores
+
+    @torch.no_grad()
+    def draw(self, student: nn.Module, path: Path) -> None:
+        """Write a picture of where the student looks on the first validation images."""
+        pixel_values = torch.stack([self.images[i][0] for i in range(min(NUM_DRAWN, len(self.images)))])
+        pixel_values = resize_pixels(pixel_values.to(self.accelerator.device), self.student_size)
+        student.eval()
+        output = student(pixel_values, output_sampling_points=True)
+        student.train()
+        preprocessing = self.teacher.preprocessing
+        pictures = pictures_from_pixels(pixel_values, preprocessing.mean, preprocessing.std)
+        buffer = io.BytesIO()
+        focus_sheet(pictures, output.rois, output.sampling_points).save(buffer, "PNG")
+        files.write_bytes(path, buffer.getvalue())
 
     def _hits(self, embeds: Tensor, labels: Tensor) -> Tensor:
         if self.classifier is not None:

@@ -1,0 +1,134 @@
+"""One bootstrap from its configuration: load, inherit, train, save, measure."""
+
+import resource
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from sf_llava import files
+from sf_llava.bootstrap.config import RUN_TIME_FIELDS, BootstrapConfig, complete
+from sf_llava.bootstrap.data import open_data
+from sf_llava.bootstrap.inherit import set_trainable
+from sf_llava.bootstrap.run_directory import RunDirectory
+from sf_llava.bootstrap.student import make_student
+from sf_llava.bootstrap.trainer import Trainer
+from sf_llava.bootstrap.validation import Validator
+from sf_llava.costs import count_multiply_adds, count_parameters
+from sf_llava.metrics.zero_shot import zero_shot_classifier
+from sf_llava.model import SparseFormerModel
+from sf_llava.teachers import load_teacher
+from sf_llava.teachers.base import Teacher
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
+    """Run (or resume) one bootstrap; return its results, as written to ``results.json``.
+
+    Raises:
+        ValueError: the configuration, the teacher or the data do not make a run; the message says what to change.
+    """
+    config = complete(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = make_accelerator(config)
+    run = RunDirectory(config.output)
+    run.check(asdict(config), config.resume, RUN_TIME_FIELDS)
+
+    dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
+    teacher = load_teacher(config.teacher, dtype=dtype, device=accelerator.device)
+    torch.manual_seed(config.seed)
+    student = make_student(config, teacher)
+    inheritance = set_trainable(student, teacher, config.num_tunable, config.reuse_weights)
+    accelerator.print(f"{config.output}: {inheritance}")
+    costs = measure_costs(teacher, student)
+
+    data = open_data(config, teacher, max(student.config.image_size, teacher.image_size))
+    classifier = None
+    if data.class_texts and teacher.has_text:
+        classifier = zero_shot_classifier(teacher.encode_text, *data.class_texts).to(accelerator.device)
+    validator = Validator(accelerator, data.validation, teacher, student.config.image_size, classifier)
+    trainer = Trainer(config, accelerator, student, teacher, data, run, validator)
+    if config.resume:
+        trainer.resume()
+    if accelerator.is_main_process:
+        run.start(asdict(config), trainer.step)
+    accelerator.wait_for_everyone()
+    first_step, started = trainer.step, time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+
+    state = trainer.final_state()
+    results = {
+        **costs,
+        **next((line for line in reversed(run.read_log()) if "val_cosine" in line), {}),
+        "inheritance": asdict(inheritance),
+        "skipped_images": sorted(trainer.skipped),
+        "seconds": round(seconds, 1),
+        "images_per_second": round((trainer.step - first_step) * config.batch_size / seconds, 1),
+        "peak_memory_gb": round(peak_memory_gb(accelerator.device), 2),
+        **describe_machine(accelerator),
+        "seed": config.seed,
+    }
+    if accelerator.is_main_process:
+        trained = accelerator.unwrap_model(trainer.student)
+        files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
+        files.write_json(run.results_path, results)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def make_accelerator(config: BootstrapConfig) -> Accelerator:
+    """Set up devices, processes and precision; ``accelerate launch`` or torchrun decide how many processes.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    precision = config.dtype
+    if precision == "auto":
+        fast = torch.cpu._is_amx_tile_supported() if cpu else torch.cuda.is_bf16_supported()
+        precision = "bf16" if fast else "fp32" if cpu else "fp16"
+    if precision == "fp16" and cpu:
+        raise ValueError("--dtype fp16 does not train on a CPU; use bf16 or fp32")
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+
+
+def measure_costs(teacher: Teacher, student: SparseFormerModel) -> dict[str, Any]:
+    """Count visual tokens, parameters and multiply-adds of both encoders."""
+    return {
+        "teacher": {
+            "name": teacher.name,
+            "tokens": teacher.num_patches,
+            "parameters": teacher.num_parameters(),
+            "multiply_adds": count_multiply_adds(teacher, teacher.image_size),
+        },
+        "student": {
+            "tokens": student.config.num_latents,
+            "parameters": count_parameters(student),
+            "multiply_adds": count_multiply_adds(student, student.config.image_size),
+        },
+    }
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process in 1e9 bytes: the accelerator's, or the resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
+    """Say on what was measured."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "dtype": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        "num_processes": accelerator.num_processes,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }

@@ -1,0 +1,36 @@
+"""The student of a run: built around the teacher, or taken from an earlier run."""
+
+import torch
+
+from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.inherit import check_fits, check_head, inherit, resize, student_config
+from sf_llava.checkpoints.encoder import load_encoder
+from sf_llava.model import SparseFormerModel
+from sf_llava.teachers.base import Teacher
+
+
+def make_student(config: BootstrapConfig, teacher: Teacher) -> SparseFormerModel:
+    """Build the student in float32 at the asked size.
+
+    Raises:
+        ValueError: ``init_from`` holds no whole encoder, or the student does not fit the teacher.
+    """
+    if config.init_from is None:
+        shape = student_config(teacher, config.num_latents, config.image_size, config.num_truncated)
+        student = SparseFormerModel(shape)
+        inherit(student, teacher, config.reuse_weights)
+    else:
+        student = load_encoder(config.init_from)
+        check_fits(student.config, teacher)
+        check_head(student, teacher)
+        student = resize(
+            student,
+            config.num_latents or student.config.num_latents,
+            config.image_size or student.config.image_size,
+        )
+    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    # On CPUs the backward of fused attention is slower than plain products.
+    student.set_attn_implementation(config.attention if config.attention != "auto" else "eager" if on_cpu else "sdpa")
+    if config.gradient_checkpointing:
+        student.gradient_checkpointing_enable()
+    return student
