@@ -101,12 +101,16 @@ def per_class_accuracy(correct: Tensor, labels: Tensor, num_classes: int) -> tup
     return right / counts, counts
 
 
-def confusion_matrix(rows: Tensor, columns: Tensor, num_classes: int) -> Tensor:
-    """Count how often class i in ``rows`` (N,) meets class j in ``columns`` (N,); (C, C) int64.
+def commonest_disagreements(first: Tensor, second: Tensor, num_pairs: int) -> list[tuple[int, int, int]]:
+    """List where two models differ most: (class by the first, class by the second, number of images).
 
-    With labels as rows and predictions as columns it is the usual confusion matrix; with the teacher's predictions
-    as rows and the student's as columns it says what the student took over.
+    Args:
+        first, second: (N,) predicted classes of the same images.
+        num_pairs: how many pairs to list, most images first; pairs with equally many in the order of their classes.
     """
-    if rows.shape != columns.shape:
-        raise ValueError(f"expected two lists of one length, got {tuple(rows.shape)} and {tuple(columns.shape)}")
-    return torch.bincount(rows * num_classes + columns, minlength=num_classes**2).view(num_classes, num_classes)
+    if first.shape != second.shape:
+        raise ValueError(f"expected two lists of one length, got {tuple(first.shape)} and {tuple(second.shape)}")
+    differ = torch.stack([first, second], dim=1)[first != second]  # [M, 2]
+    pairs, counts = torch.unique(differ, dim=0, return_counts=True)  # sorted by class
+    order = torch.argsort(counts, descending=True, stable=True)[:num_pairs]
+    return [(*pairs[i].tolist(), int(counts[i])) for i in order]

@@ -57,14 +57,14 @@ def mini() -> ClassSet:
     return ClassSet("mini", tuple(CLASS_NAMES), tuple(TEMPLATES))
 
 
-CLASS_SETS: dict[str, Callable[[], ClassSet]] = {"imagenet": imagenet, "cifar10": cifar10, "mini": mini}
+CLASS_SETS: dict[str, Callable[[], ClassSet]] = {"mini": mini, "cifar10": cifar10, "imagenet": imagenet}
 
 
 def class_set(name: str) -> ClassSet:
     """Give the class set called ``name``, or the one in a JSON file.
 
     Args:
-        name: ``imagenet``, ``cifar10``, ``mini``, or a file that holds a list of names in the order of the labels,
+        name: ``mini``, ``cifar10``, ``imagenet``, or a file that holds a list of names in the order of the labels,
             or ``{"class_names": [...], "templates": [...]}``.
     """
     if name in CLASS_SETS:

@@ -1,11 +1,13 @@
 """Scores agree with hand-made matrices and with brute force, ties included."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sf_llava.metrics.zero_shot import (
-    confusion_matrix,
+    commonest_disagreements,
     label_ranks,
     per_class_accuracy,
     predicted_classes,
@@ -90,9 +92,18 @@ def test_a_template_needs_exactly_one_place_for_the_name(templates):
         zero_shot_classifier(lambda texts: torch.zeros(len(texts), 2), ["cat"], templates)
 
 
-def test_per_class_accuracy_and_confusion_by_hand():
+def test_per_class_accuracy_by_hand():
     labels, predictions = torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0, 1, 2, 2, 0])
     accuracy, counts = per_class_accuracy(predictions == labels, labels, num_classes=3)
     assert counts.tolist() == [2, 0, 3] and accuracy[0] == 0.5 and accuracy[1].isnan()
     assert accuracy[2] == pytest.approx(2 / 3)
-    assert confusion_matrix(labels, predictions, 3).tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 2]]
+
+
+def test_commonest_disagreements_agree_with_counting():
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.randint(0, 5, (2, 400), generator=generator)
+    counted = Counter((a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True) if a != b)
+    expected = [(*pair, count) for pair, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+    assert commonest_disagreements(first, second, 100) == expected
+    assert commonest_disagreements(first, second, 3) == expected[:3]
+    assert commonest_disagreements(first, first, 3) == []

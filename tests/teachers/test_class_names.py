@@ -52,9 +52,9 @@ def test_templates_by_name_and_literally():
 
 
 def test_unknown_names_list_what_is_valid():
-    with pytest.raises(ValueError, match=r"unknown classes 'imagnet'; expected imagenet, cifar10, mini or a JSON file"):
+    with pytest.raises(ValueError, match=r"unknown classes 'imagnet'; expected mini, cifar10, imagenet or a JSON file"):
         class_set("imagnet")
-    with pytest.raises(ValueError, match="unknown templates 'imagnet'; expected imagenet, cifar10, mini, simple"):
+    with pytest.raises(ValueError, match="unknown templates 'imagnet'; expected mini, cifar10, imagenet, simple"):
         templates_named("imagnet")
 
 

@@ -11,6 +11,7 @@ from tiny_models import randomise
 from torch import nn
 
 from sf_llava.data.transforms import Preprocessing
+from sf_llava.metrics.zero_shot import zero_shot_classifier
 from sf_llava.teachers import load_teacher, open_clip_teacher
 
 
@@ -38,6 +39,16 @@ def test_tokens_are_open_clips_intermediates(open_clip_dir, pixels):
 def test_preprocessing_is_the_directorys(open_clip_dir):
     expected = Preprocessing(24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     assert load_teacher(f"open_clip:{open_clip_dir}").preprocessing == expected
+
+
+def test_the_zero_shot_classifier_is_open_clips_own(open_clip_dir):
+    names, templates = ["cat", "grey whale", "dog"], [lambda name: f"a photo of a {name}.", lambda name: f"the {name}."]
+    expected = open_clip.build_zero_shot_classifier(
+        local_model(open_clip_dir), open_clip.get_tokenizer("tiny"), names, templates
+    )
+    prompts = [template("{}") for template in templates]
+    teacher = load_teacher(str(open_clip_dir))
+    torch.testing.assert_close(zero_shot_classifier(teacher.encode_text, names, prompts), expected.T)
 
 
 def test_only_the_image_tower_is_counted(open_clip_dir):

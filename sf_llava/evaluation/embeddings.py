@@ -1,0 +1,203 @@
+"""Embeddings of many images and texts: spread over processes, kept on disk by content.
+
+What is kept is found again by everything it depends on: the pixels or texts, the weights, the preprocessing, the dtype
+and this package's own code. Batches are composed alike whatever the number of processes, so embeddings are equal too.
+Letters: M images, N texts, E embedding width.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sf_llava import files
+from sf_llava.data import CorruptImageError, ImageSource
+from sf_llava.data.arrow import ArrowImages
+from sf_llava.data.folder import FolderImages
+from sf_llava.data.subset import Subset
+from sf_llava.evaluation.encoders import Encoder, EncodingPass
+from sf_llava.evaluation.task import Advance, ignore
+from sf_llava.teachers.base import Teacher
+
+TEXTS_AT_ONCE = 256
+
+
+@dataclass
+class ImageEmbeddings:
+    """What encoders made of the readable images.
+
+    Attributes:
+        embeds: (M, E) float32 for each encoder.
+        places: the index of each of the M images in the source.
+        corrupt: one sentence for every unreadable image.
+        images_per_second: of each encoder's forward pass, None where the embeddings were on disk.
+    """
+
+    embeds: list[Tensor]
+    places: list[int]
+    corrupt: list[str]
+    images_per_second: list[float | None]
+
+
+class EmbeddingStore:
+    """Embeddings on disk, one safetensors file an entry; the main process reads and writes."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def read(self, key: str) -> tuple[Tensor, dict] | None:
+        """Return the embeddings and what was noted with them, or None."""
+        path = self.directory / f"{key}.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("embeds"), json.loads(file.metadata()["note"])
+
+    def write(self, key: str, embeds: Tensor, note: dict) -> None:
+        """Keep embeddings, atomically."""
+        data = save({"embeds": embeds.contiguous()}, {"note": json.dumps(note)})
+        files.write_bytes(self.directory / f"{key}.safetensors", data)
+
+
+def embed_images(
+    encoders: Sequence[Encoder],
+    source: ImageSource,
+    store: EmbeddingStore,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    advance: Advance = ignore,
+) -> ImageEmbeddings:
+    """Embed all images of a source with all encoders; what is in ``store`` is not computed again.
+
+    Args:
+        encoders: on one device (of this process).
+        source: the images; unreadable ones are left out and told.
+        store: where embeddings are kept.
+        batch_size: images a forward pass.
+        workers: decoding processes besides this one.
+        advance: called with the number of images done.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    state = PartialState()
+    keys: list[str] = []
+    kept: list[tuple[Tensor, dict] | None] = []
+    if state.is_main_process:
+        pixels = _digest_images(source)
+        keys = [_digest(fingerprint(encoder.module), repr(encoder.preprocessing), pixels) for encoder in encoders]
+        kept = [store.read(key) for key in keys]
+    keys, kept = broadcast_object_list([keys, kept])
+    to_do = [encoder for encoder, entry in zip(encoders, kept, strict=True) if entry is None]
+    fresh: list[tuple[Tensor, dict]] = []
+    speeds: list[float] = []
+    if to_do:
+        mine = _share(range(len(source)), batch_size, state)
+        encoding = EncodingPass(to_do, source, mine, batch_size, workers, advance)
+        batches = [
+            ([mine[place] for place in places], [embeds.float().cpu() for embeds, _ in outputs])
+            for places, outputs in encoding
+        ]
+        batches = sorted(gather_object(batches), key=lambda batch: batch[0])
+        note = {"places": [i for places, _ in batches for i in places], "corrupt": gather_object(encoding.corrupt)}
+        if not batches:
+            raise ValueError(f"none of the {len(source)} images can be read; the first: {note['corrupt'][0]}")
+        fresh = [(torch.cat([embeds[number] for _, embeds in batches]), note) for number in range(len(to_do))]
+        speeds = encoding.images_per_second
+    entries, images_per_second = [], []
+    for key, entry in zip(keys, kept, strict=True):
+        images_per_second.append(None if entry else speeds.pop(0))
+        if entry is None:
+            entry = fresh.pop(0)
+            if state.is_main_process:
+                store.write(key, *entry)
+        entries.append(entry)
+    note = entries[0][1]
+    return ImageEmbeddings([embeds for embeds, _ in entries], note["places"], note["corrupt"], images_per_second)
+
+
+@torch.no_grad()
+def embed_texts(teacher: Teacher, texts: Sequence[str], store: EmbeddingStore, advance: Advance = ignore) -> Tensor:
+    """Embed texts with the teacher's text tower: (N, E) float32; kept in ``store`` like images."""
+    state = PartialState()
+    key, kept = "", None
+    if state.is_main_process:
+        key = _digest(fingerprint(teacher), *texts)
+        kept = store.read(key)
+    key, kept = broadcast_object_list([key, kept])
+    if kept is not None:
+        return kept[0]
+    mine = _share(range(len(texts)), TEXTS_AT_ONCE, state)
+    batches: list[tuple[int, Tensor]] = []
+    for start in range(0, len(mine), TEXTS_AT_ONCE):
+        places = mine[start : start + TEXTS_AT_ONCE]
+        batches.append((places[0], teacher.encode_text([texts[place] for place in places]).float().cpu()))
+        advance(len(places))
+    embeds = torch.cat([embeds for _, embeds in sorted(gather_object(batches), key=lambda batch: batch[0])])
+    if state.is_main_process:
+        store.write(key, embeds, {})
+    return embeds
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Digest a module: its structure and configuration, its weights, and the code that runs it."""
+    digest = hashlib.blake2b(f"{module!r}{getattr(module, 'config', '')}{torch.__version__}".encode())
+    digest.update(_digest_code().encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _share(places: range, batch_size: int, state: PartialState) -> list[int]:
+    """This process's batches, in turn with the others'; only the last batch of all may be short."""
+    starts = range(state.process_index * batch_size, len(places), state.num_processes * batch_size)
+    return [place for start in starts for place in places[start : start + batch_size]]
+
+
+def _digest(*parts: str) -> str:
+    digest = hashlib.blake2b(digest_size=20)
+    for part in parts:
+        digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _digest_code() -> str:
+    package = Path(__file__).resolve().parents[1]
+    return _digest(*(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))))
+
+
+def _digest_images(source: ImageSource) -> str:
+    digest = hashlib.blake2b()
+    for data in _contents(source, range(len(source))):
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _contents(source: ImageSource, indices: Iterable[int]) -> Iterable[bytes]:
+    """The encoded pictures where there are any, else their pixels (the drawn world's); errors for unreadable ones."""
+    if isinstance(source, Subset):
+        yield from _contents(source.source, (int(source.indices[index]) for index in indices))
+        return
+    for index in indices:
+        try:
+            if isinstance(source, FolderImages):
+                yield (source.root / source.paths[index]).read_bytes()
+            elif isinstance(source, ArrowImages):
+                yield repr(source.dataset[index][source.column]).encode()
+            else:
+                yield source.load(index).tobytes()
+        except (CorruptImageError, OSError) as error:
+            yield str(error).encode()

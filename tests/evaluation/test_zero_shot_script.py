@@ -1,0 +1,91 @@
+"""``python eval/zero_shot.py``: the table and the JSON file, and one sentence for what cannot work."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sf_llava.teachers import MINI_CLIP_DIR
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "eval" / "zero_shot.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_help_is_fast(tmp_path):
+    started = time.perf_counter()
+    answer = run("--help", cwd=tmp_path)
+    assert answer.returncode == 0 and "--encoder" in answer.stdout
+    assert time.perf_counter() - started < 2
+
+
+def test_teacher_and_student_stand_in_one_table(clip_dir, student, folder, tmp_path):
+    run_directory = tmp_path / "run"
+    student.save_pretrained(run_directory / "encoder")
+    (run_directory / "config.json").write_text(json.dumps({"teacher": str(clip_dir)}))
+    answer = run("--encoder", run_directory, "--data", f"folder:{folder}", "--batch-size", 4, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "teacher " in answer.stdout and "student " in answer.stdout and "4 + CLS" in answer.stdout
+    assert "1 unreadable images left out, the first: cat/06.png" in answer.stdout
+    values = json.loads((tmp_path / "runs" / "zero_shot.json").read_text())
+    assert values["num_images"] == 13 and values["settings"]["teacher"] == str(clip_dir)
+    assert {"device", "torch", "transformers"} <= values["environment"].keys()
+
+
+def test_a_teacher_alone_says_how_to_make_a_student(clip_dir, folder, tmp_path):
+    answer = run("--teacher", clip_dir, "--data", folder, "--limit", 1, "--output", "out.json", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "the teacher alone: python scripts/bootstrap_clip.py makes a student" in answer.stdout
+    assert json.loads((tmp_path / "out.json").read_text())["comparisons"] == []
+
+
+@pytest.mark.skipif(not (MINI_CLIP_DIR / "config.json").is_file(), reason="the mini teacher is not trained yet")
+def test_without_flags_it_runs_on_the_drawn_world(tmp_path):
+    answer = run("--limit", 128, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    values = json.loads((tmp_path / "runs" / "zero_shot.json").read_text())
+    assert values["classes"] == "mini" and values["encoders"][0]["top1"] > 0.9
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path):
+    """The script's ``main``, run in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("eval_zero_shot", ROOT / "eval" / "zero_shot.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--teacher", "CLIP", "--data", "nowhere"], "unknown data set 'nowhere'"),
+        (["--teacher", "nobody"], "unknown teacher 'nobody'"),
+        (["--teacher", "CLIP", "--encoder", "nowhere"], "no encoder at nowhere"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--classes", "imagenett"], "unknown classes 'imagenett'"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--templates", "x.json"], "unknown templates 'x.json'"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--classes", "cifar10"], "data set has 3 classes, cifar10 has 10"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_what_cannot_work_is_said_and_nothing_is_written(main, clip_dir, folder, tmp_path, arguments, message):
+    places = {"CLIP": str(clip_dir), "FOLDER": str(folder)}
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        main([places.get(argument, argument) for argument in arguments])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_is_one_sentence_on_the_command_line(tmp_path):
+    answer = run("--teacher", "nobody", cwd=tmp_path)
+    assert answer.returncode == 2 and "Traceback" not in answer.stderr
+    assert (
+        answer.stderr.strip().splitlines()[-1].startswith("error: unknown teacher 'nobody'; expected mini, open_clip:")
+    )
