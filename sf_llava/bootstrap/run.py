@@ -1,7 +1,6 @@
 """One bootstrap from its configuration: load, inherit, train, save, measure."""
 
 import resource
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -58,9 +57,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         run.start(asdict(config), trainer.step)
     accelerator.wait_for_everyone()
-    first_step, started = trainer.step, time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - started
 
     state = trainer.final_state()
     results = {
@@ -68,8 +65,8 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
         **next((line for line in reversed(run.read_log()) if "val_cosine" in line), {}),
         "inheritance": asdict(inheritance),
         "skipped_images": sorted(trainer.skipped),
-        "seconds": round(seconds, 1),
-        "images_per_second": round((trainer.step - first_step) * config.batch_size / seconds, 1),
+        "seconds": round(trainer.seconds, 1),
+        "images_per_second": round(trainer.step * config.batch_size / trainer.seconds, 1),
         "peak_memory_gb": round(peak_memory_gb(accelerator.device), 2),
         **describe_machine(accelerator),
         "seed": config.seed,

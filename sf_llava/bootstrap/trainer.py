@@ -4,7 +4,9 @@ Every step is a function of (weights, optimiser state, step): images, their orde
 (seed, epoch, index), learning rates from the step. A killed run therefore resumes to the bit on CPU.
 """
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +69,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
         self.step = 0
+        self.seconds = 0.0  # of training, kept over resumptions
         self.skipped: set[str] = set()  # unreadable images up to the last checkpoint, of all processes
         self.newly_skipped: set[str] = set()  # since then, of this process
 
@@ -81,7 +84,7 @@ class Trainer:
             raise ValueError(
                 f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
             ) from error
-        self.step, self.skipped = progress["step"], set(progress["skipped"])
+        self.step, self.seconds, self.skipped = progress["step"], progress["seconds"], set(progress["skipped"])
 
     def train(self) -> None:
         """Run all remaining steps."""
@@ -92,10 +95,12 @@ class Trainer:
             dynamic_ncols=True,
         )  # fmt: skip
         batches = self._batches()
+        clock = time.perf_counter()
         window = torch.zeros(2, device=accelerator.device)  # sums of loss and cosine since the last log line
         while self.step < self.num_steps:
             window += self._train_step(batches)
             self.step += 1
+            self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
             last = self.step == self.num_steps
             bar.update()
             if self.step % config.log_every == 0 or last:
@@ -127,15 +132,15 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         sampler = BootstrapSampler(
             len(self.images),
-            self.micro_batch_size,
+            config.batch_size // accelerator.num_processes,
             config.seed,
             accelerator.process_index,
             accelerator.num_processes,
-            start_step=self.step * self.accumulation,
+            start_step=self.step,
         )
         loader = DataLoader(
             self.images,
-            batch_sampler=sampler,
+            batch_sampler=MicroBatches(sampler, self.micro_batch_size),
             collate_fn=collate,
             num_workers=config.workers,
             pin_memory=accelerator.device.type == "cuda",
@@ -251,7 +256,8 @@ class Trainer:
         if self._is_main:
             if new:
                 self.run.log({"step": self.step, "skipped_images": new})
-            files.write_json(hidden / "progress.json", {"step": self.step, "skipped": sorted(self.skipped)})
+            progress = {"step": self.step, "seconds": self.seconds, "skipped": sorted(self.skipped)}
+            files.write_json(hidden / "progress.json", progress)
             files.publish(hidden, final)
             self.run.prune_checkpoints(self.config.keep_checkpoints)
         accelerator.wait_for_everyone()
@@ -259,6 +265,18 @@ class Trainer:
     def final_state(self) -> dict[str, Tensor]:
         """Return the student's full state dict, gathered from all processes, on the CPU."""
         return {name: value.cpu() for name, value in self.accelerator.get_state_dict(self.student).items()}
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """A batch sampler that hands out every batch of another one in equal parts."""
+
+    sampler: BootstrapSampler
+    size: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.sampler:
+            yield from (batch[start : start + self.size] for start in range(0, len(batch), self.size))
 
 
 def count_steps(config: BootstrapConfig, num_images: int) -> tuple[int, int]:
