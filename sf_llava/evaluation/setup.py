@@ -1,0 +1,56 @@
+"""What every evaluator starts with: which student, which teacher, on which device."""
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from sf_llava.checkpoints.encoder import find_encoder, load_encoder
+from sf_llava.evaluation.encoders import Encoder, student_encoder, teacher_encoder
+from sf_llava.files import read_json
+from sf_llava.teachers import load_teacher
+from sf_llava.teachers.base import Teacher
+
+QUICKSTART = "runs/quickstart/encoder"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_models(encoder: str | None, teacher: str | None) -> tuple[str | None, str]:
+    """Fill in what was not asked for: the quickstart's student where it exists, and the teacher its run names.
+
+    Returns:
+        Encoder directory (None: the teacher alone) and the teacher's name.
+    """
+    if encoder is None and teacher in (None, "mini") and (Path(QUICKSTART) / "config.json").is_file():
+        encoder = QUICKSTART
+    if encoder is not None and teacher is None:
+        run = find_encoder(encoder).parent / "config.json"
+        teacher = read_json(run).get("teacher") if run.is_file() else None
+    return encoder, teacher or "mini"
+
+
+def load_models(encoder: str | None, teacher: str, dtype: str, device: torch.device) -> tuple[Teacher, list[Encoder]]:
+    """Load the teacher, and put it side by side with the student where there is one."""
+    loaded = load_teacher(teacher, dtype=DTYPES[dtype], device=device)
+    encoders = [teacher_encoder(loaded)]
+    if encoder is not None:
+        encoders.append(student_encoder(load_encoder(encoder, dtype=DTYPES[dtype], device=device), loaded))
+    return loaded, encoders
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` ... into this process's device; starts accelerate's processes, if any.
+
+    Raises:
+        ValueError: an unknown device, or one that several processes would share.
+    """
+    on_cpu = name == "cpu" or (name == "auto" and not torch.accelerator.is_available())
+    state = PartialState(cpu=on_cpu)
+    if name in ("auto", "cpu"):
+        return state.device
+    if state.num_processes > 1:
+        raise ValueError(f"{state.num_processes} processes would share device {name!r}: use --device auto")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu or a device of torch (cuda, cuda:1)") from error
