@@ -54,11 +54,13 @@ def main(argv: list[str]) -> None:
     arguments = parse(argv)
 
     import torch
+    import transformers
 
     from sf_llava.data import open_labelled
     from sf_llava.evaluation import evaluate_zero_shot, zero_shot_task
     from sf_llava.teachers import load_teacher
 
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
     started = time.perf_counter()
     device = arguments.device
     if device == "auto":
@@ -129,11 +131,10 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
         f"{settings['teacher']} on {settings['data']}: {values['num_images']} images, {classes}", *result.table()
     )
     for comparison in values["comparisons"]:
-        bounds = comparison["top1_difference_interval"]
-        interval = f" (95 % {100 * bounds[0]:+.2f} to {100 * bounds[1]:+.2f}, paired)" if bounds else ""
+        low, high = (100 * bound for bound in comparison["top1_difference_interval"])
         print(
             f"\n{comparison['encoder']} - {comparison['reference']}: {100 * comparison['top1_difference']:+.2f} points "
-            f"of top-1{interval}; same answer on {comparison['agreement']:.1%} of images"
+            f"of top-1 (95 % {low:+.2f} to {high:+.2f}, paired); same answer on {comparison['agreement']:.1%} of images"
         )
     if settings["encoder"] is None:
         print("\nthe teacher alone: python scripts/bootstrap_clip.py makes a student, --encoder DIR names one")
@@ -141,7 +142,9 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
         print("\nthe data set's class names are others: labels were matched by their order")
     if result.corrupt:
         print(f"\n{len(result.corrupt)} unreadable images left out, the first: {result.corrupt[0]}")
-    print(f"\n{settings['dtype']}, batch {settings['batch_size']} on {machine['device']}; {seconds:.0f} s in all")
+    threads = f", {machine['threads']} thread(s)" if "threads" in machine else ""
+    where = f"{settings['dtype']}, batch {settings['batch_size']}, {machine['device']}{threads}"
+    print(f"\n{where}; {seconds:.0f} s in all, images/s of the forward pass alone")
     write_json(
         settings["output"], values | {"settings": settings, "environment": machine, "seconds": round(seconds, 1)}
     )

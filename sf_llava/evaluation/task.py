@@ -132,7 +132,7 @@ def _own_classes(teacher: Teacher, images: LabelledImages) -> ClassSet:
     ids = synset_ids(teacher.num_classes)
     same_count = len(images.class_names) == teacher.num_classes
     names = images.class_names if same_count else ids or [str(number) for number in range(teacher.num_classes)]
-    return ClassSet(f"the {teacher.num_classes} of {teacher.name}", tuple(names), (), ids)
+    return ClassSet("the teacher's own", tuple(names), (), ids)
 
 
 def _draw(total: int, limit: int | None, seed: int) -> list[int]:

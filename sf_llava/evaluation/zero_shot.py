@@ -76,14 +76,14 @@ class ZeroShotResult:
         for number, score in enumerate(self.scores):
             values = self._score(score)
             low, high = values["top1_interval"]
-            retention = score.top(1) / self.scores[0].top(1) if self.scores[0].top(1) else float("nan")
+            retention = score.top(1) / self.scores[0].top(1) if self.scores[0].top(1) else None
             rows.append(
                 [
                     score.encoder.name,
                     f"{values['top1']:.2%}",
                     f"{100 * low:.2f}-{100 * high:.2f}",
                     "" if values["top5"] is None else f"{values['top5']:.2%}",
-                    f"{retention:.1%}" if number else "",
+                    f"{retention:.1%}" if number and retention is not None else "",
                     f"{score.cosines.mean():.4f}" if number else "",
                     f"{score.encoder.num_tokens} + CLS",
                     f"{score.encoder.num_parameters / 1e6:.2f} M",
@@ -118,7 +118,7 @@ class ZeroShotResult:
             "retention": retention,
             "retention_interval": paired_bootstrap_interval(first, second, np.divide) if second.any() else None,
             "top1_difference": first.mean() - second.mean(),
-            "top1_difference_interval": paired_difference_interval(first, second)[1:] if len(first) > 1 else None,
+            "top1_difference_interval": paired_difference_interval(first, second)[1:],
             "cosine": score.cosines.mean().item(),
             "agreement": (score.predictions == reference.predictions).double().mean().item(),
             "both_right": int((first * second).sum()),

@@ -34,22 +34,27 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
 def paired_difference_interval(
     first: np.ndarray, second: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Bound the mean of ``first - second`` over the same items by the normal approximation.
+    """Bound the mean of ``first - second`` over the same items (Agresti and Min 2005).
+
+    The normal interval after two made-up items: half a win for each, and one tie. Without them, two systems that
+    happened to agree on a few items would get an interval of no width.
 
     Args:
-        first, second: (N,) scores of two systems on the same items (0/1 for right and wrong), N >= 2.
+        first, second: (N,) scores of two systems on the same items, within [0, 1] (0 wrong, 1 right).
         confidence: coverage, between 0 and 1.
 
     Returns:
-        (mean difference, low, high).
+        (mean difference, low, high); the mean is that of the items themselves.
     """
     first, second = _pair(first, second)
-    if len(first) < 2:
-        raise ValueError(f"an interval needs at least two items, got {len(first)}")
     differences = first - second
-    half_width = _quantile(confidence) * differences.std(ddof=1) / math.sqrt(len(differences))
-    mean = float(differences.mean())
-    return mean, mean - float(half_width), mean + float(half_width)
+    if np.abs(differences).max() > 1:
+        raise ValueError(f"scores must lie within [0, 1], but two differ by {np.abs(differences).max()}")
+    total = len(differences) + 2
+    centre = differences.sum() / total
+    variance = ((differences**2).sum() + 1) / total - centre**2
+    half_width = _quantile(confidence) * math.sqrt(variance / total)
+    return float(differences.mean()), max(-1.0, float(centre - half_width)), min(1.0, float(centre + half_width))
 
 
 def paired_bootstrap_interval(

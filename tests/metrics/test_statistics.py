@@ -34,12 +34,34 @@ def test_impossible_counts_are_refused(successes, total):
         wilson_interval(successes, total)
 
 
-def test_difference_interval_is_the_mean_plus_minus_its_error():
+def test_difference_interval_by_hand():
     first, second = np.array([1, 1, 0, 1, 1, 0, 1, 1]), np.array([1, 0, 0, 1, 0, 1, 1, 1])
     mean, low, high = paired_difference_interval(first, second)
-    differences = first - second
-    error = 1.959964 * math.sqrt(differences.var(ddof=1) / 8)
-    assert (mean, low, high) == pytest.approx((0.125, 0.125 - error, 0.125 + error), abs=1e-6)
+    wins, losses, total = 2 + 0.5, 1 + 0.5, 8 + 2
+    centre = (wins - losses) / total
+    error = 1.959964 * math.sqrt(wins + losses - (wins - losses) ** 2 / total) / total
+    assert (mean, low, high) == pytest.approx((0.125, centre - error, centre + error), abs=1e-6)
+
+
+def test_systems_that_never_differed_may_still_differ():
+    mean, low, high = paired_difference_interval(np.ones(1), np.ones(1))
+    assert mean == 0 and low < -0.5 and high > 0.5
+    _, low, high = paired_difference_interval(np.ones(1000), np.ones(1000))
+    assert -0.004 < low < 0 < high < 0.004
+
+
+@pytest.mark.parametrize(("total", "both"), [(30, 0.9), (2000, 0.9), (2000, 0.995)])
+def test_difference_interval_covers_the_truth_about_as_often_as_it_says(total, both):
+    # Pairs agree with probability `both`; of the rest the first system wins two in three.
+    rng = np.random.default_rng(3)
+    hits = []
+    for _ in range(1500):
+        wins, losses, _ = rng.multinomial(total, [(1 - both) * 2 / 3, (1 - both) / 3, both])
+        first, second = np.zeros(total), np.zeros(total)
+        first[:wins], second[wins : wins + losses] = 1, 1
+        _, low, high = paired_difference_interval(first, second)
+        hits.append(low <= (1 - both) / 3 <= high)
+    assert 0.93 < np.mean(hits) < 0.995
 
 
 def test_pairing_narrows_the_interval():
