@@ -31,28 +31,42 @@ def main(argv: list[str]) -> None:
     from sf_llava.bootstrap.run import bootstrap
 
     results = bootstrap(config)
-    print_results(results, config.output)
+    if results:
+        print_results(results, config.output)
 
 
 def print_results(results: dict, output: str) -> None:
     """Print the table of teacher and student, and where things are."""
-    teacher, student = results["teacher"], results["student"]
-    rows = [("", "teacher", "student")]
-    if "val_top1" in results:
-        rows.append(("validation top-1", f"{results['val_teacher_top1']:.1%}", f"{results['val_top1']:.1%}"))
-    rows.append(("cosine to the teacher", "", f"{results['val_cosine']:.4f}"))
-    rows.append(("visual tokens", str(teacher["tokens"]), str(student["tokens"])))
-    rows.append(("parameters", f"{teacher['parameters'] / 1e6:.2f} M", f"{student['parameters'] / 1e6:.2f} M"))
-    rows.append(("multiply-adds", f"{teacher['multiply_adds'] / 1e9:.3f} G", f"{student['multiply_adds'] / 1e9:.3f} G"))
+    from sf_llava.benchmark.report import print_table
+
+    zero_shot = results["zero_shot"]
+    header = ["encoder", "cosine", "visual tokens", "parameters", "multiply-adds"]
+    rows = [
+        [
+            encoder["name"],
+            f"{results['val_cosine']:.4f}" if encoder["name"] == "student" else "",
+            f"{encoder['tokens']} + CLS",
+            f"{encoder['parameters'] / 1e6:.2f} M",
+            f"{encoder['multiply_adds'] / 1e9:.3g} G",
+        ]
+        for encoder in results["encoders"]
+    ]
+    title = f"teacher and student after {results['step']} steps"
+    if zero_shot:
+        title += f", zero-shot on {zero_shot['num_images']:,} held-out images of {zero_shot['num_classes']} classes"
+        header[1:1] = ["top-1", "95 %", "retention"]
+        for row, score in zip(rows, zero_shot["encoders"], strict=True):
+            low, high = score["top1_interval"]
+            retention = score["top1"] / zero_shot["encoders"][0]["top1"]
+            row[1:1] = [f"{score['top1']:.2%}", f"{100 * low:.1f}-{100 * high:.1f}", f"{retention:.1%}"]
     print()
-    for name, *values in rows:
-        print(f"{name:24}" + "".join(f"{value:>12}" for value in values))
+    print_table(title, header, rows)
     print(
-        f"\n{results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s, "
-        f"peak {results['peak_memory_gb']:.1f} GB on {results['device']} in {results['dtype']}; "
-        f"{len(results['skipped_images'])} unreadable images skipped"
+        f"\ntrained in {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s, peak memory "
+        f"{results['peak_memory_gb']:.1f} GB, {results['dtype']}, seed {results['seed']}, on "
+        f"{results['environment']['device']}; {len(results['skipped_images'])} unreadable images skipped"
     )
-    print(f"encoder {output}/encoder   pictures {output}/rois   log {output}/log.jsonl   results {output}/results.json")
+    print(f"encoder   {output}/encoder (from_pretrained)\npictures  {output}/rois\nlog       {output}/log.jsonl")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ def test_resuming_inside_a_run_equals_never_stopping(world, tmp_path):
     for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[3:]:
         shutil.rmtree(path)
     shutil.rmtree(tmp_path / "cut" / "encoder")
+    (tmp_path / "cut" / "results.json").unlink()
     bootstrap(BootstrapConfig(**settings(world, tmp_path / "cut", resume=True, keep_checkpoints=10)))
     assert read_log(tmp_path / "cut") == read_log(tmp_path / "whole")
     whole, cut = (load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("whole", "cut"))
@@ -227,6 +228,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_still_serves(world, tmp
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     weights = newest / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+    (tmp_path / "results.json").unlink()
     with pytest.raises(ValueError, match=newest.name):
         bootstrap(BootstrapConfig(**settings(world, tmp_path, resume=True)))
     shutil.rmtree(newest)

@@ -25,7 +25,7 @@ class BootstrapConfig:
     teacher: str = _flag("mini", "mini, open_clip:MODEL/TAG_OR_FILE, transformers:ID_OR_DIR, timm:MODEL[/FILE], a path")
     data: str | None = _flag(None, "unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
     val_data: str | None = _flag(None, "validation images; default: some of --data, held out")
-    classes: str | None = _flag(None, "mini, cifar10, imagenet or FILE.json: classes of --val-data, for accuracy")
+    classes: str | None = _flag(None, "classes of --val-data: mini, cifar10, imagenet or FILE.json; default: its own")
     val_images: int = _flag(1000, "how many held-out images to validate on")
     output: str = _flag("runs/bootstrap", "run directory")
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
@@ -76,7 +76,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mini": dict(
         data="mini:both",
         val_data="mini",
-        classes="mini",
         steps=700,
         warmup_steps=35,
         batch_size=128,
@@ -104,7 +103,7 @@ def complete(config: BootstrapConfig) -> BootstrapConfig:
     stage = config.stage or ("mini" if config.teacher == "mini" else "imagenet")
     recipe = dict(RECIPES[stage])
     if config.teacher == "mini" and stage != "mini":
-        recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "classes", "batch_size")} | {"lr": 5e-4}
+        recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
             recipe["data"] = "mini:diagrams"
     if config.steps is not None or config.epochs is not None:

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.validation import ValidationImages
-from sf_llava.data import open_images, open_labelled
+from sf_llava.data import LabelledImages, open_images, open_labelled
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.subset import hold_out
-from sf_llava.data.transforms import BootstrapTransform
+from sf_llava.data.transforms import BootstrapTransform, Preprocessing
+from sf_llava.evaluation import ZeroShotTask, zero_shot_task
 from sf_llava.teachers.base import Teacher
-from sf_llava.teachers.class_names import class_texts
 
 
 @dataclass
@@ -20,19 +20,19 @@ class BootstrapData:
         images: augmented training images.
         labels: class of every training image, for the added class loss only; otherwise training labels stay unread.
         validation: preprocessed held-out images.
-        class_texts: (names, templates) of the classes, where they are known.
+        task: all validation images with their classes and the zero-shot classifier, where classes are known.
     """
 
     images: BootstrapImages
     labels: list[int] | None
     validation: ValidationImages
-    class_texts: tuple[list[str], list[str]] | None
+    task: ZeroShotTask | None
 
 
 def open_data(config: BootstrapConfig, teacher: Teacher, image_size: int) -> BootstrapData:
     """Open training and validation images with the teacher's preprocessing at ``image_size`` pixels."""
     preprocessing = replace(teacher.preprocessing, image_size=image_size)
-    labels = texts = None
+    labels = None
     if config.class_loss_weight:
         labelled = open_labelled(config.data)
         source, labels = labelled.source, labelled.labels
@@ -41,15 +41,30 @@ def open_data(config: BootstrapConfig, teacher: Teacher, image_size: int) -> Boo
     if config.val_data is None:
         source, held_out = hold_out(source, config.val_images, config.seed)
         labels = labels and [labels[i] for i in source.indices]
-        validation = ValidationImages(held_out, preprocessing, config.val_images, None)
-    elif config.classes is None:
-        validation = ValidationImages(open_images(config.val_data), preprocessing, config.val_images, None)
+        validation, task = ValidationImages(held_out, preprocessing, config.val_images, None), None
     else:
-        labelled = open_labelled(config.val_data)
-        validation = ValidationImages(labelled.source, preprocessing, config.val_images, labelled.labels)
-    if config.classes is not None:
-        texts = class_texts(config.classes)
+        validation, task = open_validation(config, teacher, preprocessing)
     crop = None if config.crop_scale_min == 1 else (config.crop_scale_min, 1.0)
     ratio = (1 / config.crop_ratio_max, config.crop_ratio_max)
     images = BootstrapImages(source, BootstrapTransform(preprocessing, config.flip, crop, ratio), config.seed)
-    return BootstrapData(images, labels, validation, texts)
+    return BootstrapData(images, labels, validation, task)
+
+
+def open_validation(
+    config: BootstrapConfig, teacher: Teacher, preprocessing: Preprocessing
+) -> tuple[ValidationImages, ZeroShotTask | None]:
+    """Open ``val_data``, with classes where the data set has them and the teacher can score them."""
+    labelled = _open_labelled(config)
+    if labelled is None or not (teacher.has_text or teacher.num_classes):
+        return ValidationImages(open_images(config.val_data), preprocessing, config.val_images, None), None
+    task = zero_shot_task(teacher, labelled, config.classes)
+    return ValidationImages(task.images, preprocessing, config.val_images, task.labels), task
+
+
+def _open_labelled(config: BootstrapConfig) -> LabelledImages | None:
+    try:
+        return open_labelled(config.val_data)
+    except ValueError:
+        if config.classes is not None:
+            raise
+        return None

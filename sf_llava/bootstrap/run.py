@@ -9,15 +9,17 @@ import transformers
 from accelerate import Accelerator
 
 from sf_llava import files
+from sf_llava.benchmark.report import environment
 from sf_llava.bootstrap.config import RUN_TIME_FIELDS, BootstrapConfig, complete
-from sf_llava.bootstrap.data import open_data
+from sf_llava.bootstrap.data import BootstrapData, open_data
 from sf_llava.bootstrap.inherit import set_trainable
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.student import make_student
 from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
+from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.costs import count_multiply_adds, count_parameters
-from sf_llava.metrics.zero_shot import zero_shot_classifier
+from sf_llava.evaluation import evaluate_zero_shot, student_encoder, teacher_encoder
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
@@ -26,7 +28,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
-    """Run (or resume) one bootstrap; return its results, as written to ``results.json``.
+    """Run (or resume) one bootstrap; return its results, as written to ``results.json`` (the main process does).
 
     Raises:
         ValueError: the configuration, the teacher or the data do not make a run; the message says what to change.
@@ -37,6 +39,8 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     accelerator = make_accelerator(config)
     run = RunDirectory(config.output)
     run.check(asdict(config), config.resume, RUN_TIME_FIELDS)
+    if run.results_path.exists():  # written last: nothing is left to do
+        return files.read_json(run.results_path)
 
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
     teacher = load_teacher(config.teacher, dtype=dtype, device=accelerator.device)
@@ -47,10 +51,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     costs = measure_costs(teacher, student)
 
     data = open_data(config, teacher, max(student.config.image_size, teacher.image_size))
-    classifier = None
-    if data.class_texts and teacher.has_text:
-        classifier = zero_shot_classifier(teacher.encode_text, *data.class_texts).to(accelerator.device)
-    validator = Validator(accelerator, data.validation, teacher, student.config.image_size, classifier)
+    validator = Validator(accelerator, data.validation, teacher, student.config.image_size, data.task)
     trainer = Trainer(config, accelerator, student, teacher, data, run, validator)
     if config.resume:
         trainer.resume()
@@ -60,22 +61,26 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     trainer.train()
 
     state = trainer.final_state()
+    if not accelerator.is_main_process:
+        return {}
+    trained = accelerator.unwrap_model(trainer.student)
+    files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
+    saved = load_encoder(run.encoder, dtype=dtype, device=accelerator.device)
     results = {
-        **costs,
-        **next((line for line in reversed(run.read_log()) if "val_cosine" in line), {}),
+        "encoders": costs,
+        **next(line for line in reversed(run.read_log()) if "val_cosine" in line),
+        "zero_shot": measure_zero_shot(data, teacher, saved),
         "inheritance": asdict(inheritance),
         "skipped_images": sorted(trainer.skipped),
         "seconds": round(trainer.seconds, 1),
         "images_per_second": round(trainer.step * config.batch_size / trainer.seconds, 1),
         "peak_memory_gb": round(peak_memory_gb(accelerator.device), 2),
-        **describe_machine(accelerator),
+        "dtype": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
+        "num_processes": accelerator.num_processes,
         "seed": config.seed,
+        "environment": environment(accelerator.device.type) | {"transformers": transformers.__version__},
     }
-    if accelerator.is_main_process:
-        trained = accelerator.unwrap_model(trainer.student)
-        files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
-        files.write_json(run.results_path, results)
-    accelerator.wait_for_everyone()
+    files.write_json(run.results_path, results)
     return results
 
 
@@ -95,21 +100,30 @@ def make_accelerator(config: BootstrapConfig) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
 
 
-def measure_costs(teacher: Teacher, student: SparseFormerModel) -> dict[str, Any]:
-    """Count visual tokens, parameters and multiply-adds of both encoders."""
-    return {
-        "teacher": {
-            "name": teacher.name,
-            "tokens": teacher.num_patches,
-            "parameters": teacher.num_parameters(),
-            "multiply_adds": count_multiply_adds(teacher, teacher.image_size),
-        },
-        "student": {
-            "tokens": student.config.num_latents,
-            "parameters": count_parameters(student),
-            "multiply_adds": count_multiply_adds(student, student.config.image_size),
-        },
-    }
+def measure_costs(teacher: Teacher, student: SparseFormerModel) -> list[dict[str, Any]]:
+    """Count visual tokens, parameters and multiply-adds of teacher and student."""
+    sizes = [
+        ("teacher", teacher, teacher.num_patches, teacher.num_parameters(), teacher.image_size),
+        ("student", student, student.config.num_latents, count_parameters(student), student.config.image_size),
+    ]
+    return [
+        {
+            "name": name,
+            "tokens": tokens,
+            "parameters": parameters,
+            "multiply_adds": count_multiply_adds(module, image_size),
+            "image_size": image_size,
+        }
+        for name, module, tokens, parameters, image_size in sizes
+    ]
+
+
+def measure_zero_shot(data: BootstrapData, teacher: Teacher, student: SparseFormerModel) -> dict[str, Any] | None:
+    """Score teacher and student on all validation images, where their classes are known."""
+    if data.task is None:
+        return None
+    encoders = [teacher_encoder(teacher), student_encoder(student, teacher)]
+    return evaluate_zero_shot(data.task, encoders).to_dict()
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -117,15 +131,3 @@ def peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
-    """Say on what was measured."""
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "device": name,
-        "dtype": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
-        "num_processes": accelerator.num_processes,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }

@@ -196,20 +196,13 @@ class Trainer:
     def _loss(self, embeds: Tensor, target: Tensor, index: Tensor) -> Tensor:
         config = self.config
         if config.loss == "kl":
-            loss = kl_loss(self._class_logits(embeds), self._class_logits(target), config.temperature)
+            loss = kl_loss(self.validator.class_logits(embeds), self.validator.class_logits(target), config.temperature)
         else:
             loss = cosine_loss(embeds, target)
         if config.class_loss_weight:
             labels = self.labels[index].to(embeds.device)
-            loss = loss + config.class_loss_weight * F.cross_entropy(self._class_logits(embeds), labels)
+            loss = loss + config.class_loss_weight * F.cross_entropy(self.validator.class_logits(embeds), labels)
         return loss
-
-    def _class_logits(self, embeds: Tensor) -> Tensor:
-        """Class logits (B, K): the teacher's classifier, or CLIP's hundredfold cosines to the class texts."""
-        if self.teacher.num_classes:
-            head = self.teacher.head_state_dict()
-            return F.linear(embeds, head["classifier.weight"].float(), head["classifier.bias"].float())
-        return 100 * F.normalize(embeds, dim=-1) @ self.validator.classifier.T
 
     def _set_learning_rates(self) -> None:
         for group in self.optimizer.param_groups:

@@ -14,6 +14,7 @@ from sf_llava import files
 from sf_llava.data import ImageSource
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
+from sf_llava.evaluation import ZeroShotTask
 from sf_llava.teachers.base import Teacher
 from sf_llava.visualize import focus_sheet, pictures_from_pixels
 
@@ -50,14 +51,14 @@ class Validator:
         images: what to validate on, at the larger of both input sizes.
         teacher: the teacher.
         student_size: the student's input side in pixels.
-        classifier: (K, E) normalised zero-shot classifier, or None; classification teachers bring their own.
+        task: the zero-shot classifier, where classes are known; classification teachers bring their own.
     """
 
     accelerator: Accelerator
     images: ValidationImages
     teacher: Teacher
     student_size: int
-    classifier: Tensor | None = None
+    task: ZeroShotTask | None
 
     def __post_init__(self) -> None:
         self.loader = self.accelerator.prepare(DataLoader(self.images, BATCH_SIZE))
@@ -77,7 +78,7 @@ class Validator:
                 store.append(self.accelerator.gather_for_metrics(values))
         student.train()
         scores = {"val_cosine": torch.cat(cosines).mean().item()}
-        if self.images.labels is not None:
+        if self.task is not None:
             scores["val_top1"] = torch.cat(correct).mean().item()
             scores["val_teacher_top1"] = torch.cat(teacher_correct).mean().item()
         return scores
@@ -96,14 +97,17 @@ class Validator:
         focus_sheet(pictures, output.rois, output.sampling_points).save(buffer, "PNG")
         files.write_bytes(path, buffer.getvalue())
 
+    def class_logits(self, embeds: Tensor) -> Tensor:
+        """Turn (B, E) embeddings into (B, K) logits: by the teacher's classifier, or hundredfold cosines as in CLIP."""
+        if self.teacher.num_classes:
+            head = self.teacher.head_state_dict()
+            return F.linear(embeds, head["classifier.weight"].float(), head["classifier.bias"].float())
+        return 100 * F.normalize(embeds, dim=-1) @ self.task.classifier.to(embeds.device).T
+
     def _hits(self, embeds: Tensor, labels: Tensor) -> Tensor:
-        if self.classifier is not None:
-            logits = embeds @ self.classifier.T
-        elif self.teacher.num_classes:
-            logits = self.teacher.classify(embeds.to(self.teacher.dtype))
-        else:
+        if self.task is None:
             return torch.zeros(len(labels), device=embeds.device)
-        return (logits.argmax(-1) == labels).float()
+        return (self.class_logits(embeds).argmax(-1) == labels).float()
 
 
 def resize_pixels(pixel_values: Tensor, size: int) -> Tensor:
