@@ -1,7 +1,8 @@
 """Token accounting: how many tokens an image becomes, in the processor and in the prompt.
 
 A ``LlavaProcessor`` writes ``(H // patch_size) * (W // patch_size) + num_additional_image_tokens`` image tokens, less
-one where CLS is dropped. With ``patch_size`` set to the side of the image the product is one, and any count is exact.
+one where CLS is dropped. With ``patch_size`` set to the side of the image the product is one: it stands for CLS, and
+the latents are the additional tokens.
 """
 
 import copy
@@ -40,7 +41,7 @@ def fit_processor(processor: LlavaProcessor, config: SparseFormerConfig, strateg
     processor.image_processor = images
     processor.patch_size = side
     processor.vision_feature_select_strategy = strategy
-    processor.num_additional_image_tokens = count_image_tokens(config, strategy) - 1 + (strategy == "default")
+    processor.num_additional_image_tokens = config.num_latents
 
 
 def build_processor(
@@ -61,7 +62,7 @@ def build_processor(
     if processor.image_token_id is None or processor.image_token_id == tokenizer.unk_token_id:
         raise ValueError(
             f"the tokenizer has no image token {processor.image_token!r}: add it with "
-            f"add_special_tokens({{'additional_special_tokens': ['{processor.image_token}']}}) and resize the embeddings"
+            f"add_tokens(['{processor.image_token}'], special_tokens=True) and resize the model's embeddings"
         )
     fit_processor(processor, config, strategy)
     return processor

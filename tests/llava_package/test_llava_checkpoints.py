@@ -1,13 +1,15 @@
-"""Original LLaVA directories in transformers classes. Parity with the real package: tests/llava_package."""
+"""Original LLaVA directories in transformers classes. Parity: test_parity_with_package.py."""
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+
+pytest.importorskip("transformers", minversion="5", reason="conversion is for transformers 5, not for the overlay")
+
 from tiny_original import TEXT, VISION, WIDTH, write_original
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
@@ -123,14 +125,12 @@ def test_a_truncated_config_names_the_file(tmp_path):
         load_llava(path)
 
 
-def test_the_script_converts_and_says_what(tmp_path):
+def test_the_script_converts_and_says_what(tmp_path, capsys):
     path = write_original(tmp_path)
-    script = Path(__file__).parents[2] / "scripts" / "convert.py"
-    command = [sys.executable, script, "llava", path, tmp_path / "out", "--dtype", "bfloat16"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "LLaVA with 16 tokens an image, tower width 64, LLM width 96" in done.stdout
+    main = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "convert.py"))["main"]
+    main(["llava", str(path), str(tmp_path / "out"), "--dtype", "bfloat16"])
+    assert "LLaVA with 16 tokens an image, tower width 64, LLM width 96" in capsys.readouterr().out
     model, _ = load_llava(tmp_path / "out", dtype=torch.bfloat16)
     assert model.lm_head.weight.dtype == torch.bfloat16
-    refused = subprocess.run([sys.executable, script, "llava", tmp_path / "out", "x"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "no original LLaVA directory" in refused.stderr
+    with pytest.raises(ValueError, match="no original LLaVA directory"):
+        main(["llava", str(tmp_path / "out"), str(tmp_path / "again")])

@@ -43,7 +43,6 @@ def write_tokenizer(directory: Path, extra: list[str]) -> int:
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=2048,
-        legacy=True,
     )
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -95,7 +94,7 @@ def write_original(
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
         hidden_act="silu",
-        initializer_range=0.2,
+        initializer_range=0.1,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
@@ -104,6 +103,8 @@ def write_original(
     torch.manual_seed(2)
     language_model = LlamaForCausalLM(LlamaConfig(**llama))
     state = dict(language_model.state_dict())
+    state["lm_head.weight"][3:259] = 0  # single bytes would decode to broken UTF-8
+    state["lm_head.weight"][360:] = 0  # start and end tokens belong to prompts
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(24)  # old files hold buffers like this one
     names = {"linear": {"": VISION["hidden_size"]}, "mlp2x_gelu": {"0.": VISION["hidden_size"], "2.": WIDTH}}[projector]
     for name, width in names.items():
