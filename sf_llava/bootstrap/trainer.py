@@ -228,12 +228,12 @@ class Trainer:
 
     def _validate(self, bar: tqdm, writer: SummaryWriter | None) -> None:
         scores = self.validator(self.student)
-        if not self._is_main:
-            return
-        self.run.log({"step": self.step, **scores})
-        self._to_tensorboard(writer, scores)
-        bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        self.validator.draw(self.student, self.run.path / "rois" / f"step-{self.step:07d}.png")
+        picture = self.validator.draw(self.student)  # on all processes: under FSDP a forward pass is a collective
+        if self._is_main:
+            self.run.log({"step": self.step, **scores})
+            self._to_tensorboard(writer, scores)
+            bar.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+            files.write_bytes(self.run.path / "rois" / f"step-{self.step:07d}.png", picture)
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint under a hidden name, then rename it: it is whole, or it is not there."""

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sf_llava import files
 from sf_llava.data import ImageSource
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
@@ -84,8 +82,8 @@ class Validator:
         return scores
 
     @torch.no_grad()
-    def draw(self, student: nn.Module, path: Path) -> None:
-        """Write a picture of where the student looks on the first validation images."""
+    def draw(self, student: nn.Module) -> bytes:
+        """Draw where the student looks on the first validation images, as a PNG file."""
         pixel_values = torch.stack([self.images[i][0] for i in range(min(NUM_DRAWN, len(self.images)))])
         pixel_values = resize_pixels(pixel_values.to(self.accelerator.device), self.student_size)
         student.eval()
@@ -95,7 +93,7 @@ class Validator:
         pictures = pictures_from_pixels(pixel_values, preprocessing.mean, preprocessing.std)
         buffer = io.BytesIO()
         focus_sheet(pictures, output.rois, output.sampling_points).save(buffer, "PNG")
-        files.write_bytes(path, buffer.getvalue())
+        return buffer.getvalue()
 
     def class_logits(self, embeds: Tensor) -> Tensor:
         """Turn (B, E) embeddings into (B, K) logits: by the teacher's classifier, or hundredfold cosines as in CLIP."""
