@@ -15,23 +15,21 @@ are scored through their own classifier.
 
 import argparse
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
 
 if TYPE_CHECKING:
-    from sf_llava.evaluation import Encoder, ZeroShotResult
-    from sf_llava.teachers.base import Teacher
-
-QUICKSTART = "runs/quickstart/encoder"
+    from sf_llava.evaluation import ZeroShotResult
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", metavar="NAME", help="default: the one the student's run names, else mini")
-    parser.add_argument("--encoder", metavar="DIR", help=f"student: encoder or run directory (default: {QUICKSTART})")
+    parser.add_argument("--encoder", metavar="DIR", help="student: encoder or run (default: the quickstart's)")
     parser.add_argument("--data", default="mini", metavar="NAME", help="labelled images (%(default)s)")
     parser.add_argument("--classes", metavar="NAME", help="mini, cifar10, imagenet or FILE.json (default: the data's)")
     parser.add_argument("--templates", metavar="NAME", help="a class set's, simple, FILE.json or one text with {}")
@@ -53,67 +51,46 @@ def main(argv: list[str]) -> None:
     """Load, run, print, save."""
     arguments = parse(argv)
 
-    import torch
     import transformers
 
     from sf_llava.data import open_labelled
     from sf_llava.evaluation import evaluate_zero_shot, zero_shot_task
-    from sf_llava.teachers import load_teacher
+    from sf_llava.evaluation.setup import choose_device, choose_models, load_models
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
     started = time.perf_counter()
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[arguments.dtype]
-    encoder, teacher_name = choose(arguments)
-    teacher = load_teacher(teacher_name, dtype=dtype, device=device)
-    encoders = build_encoders(teacher, encoder, dtype, device)
+    device = choose_device(arguments.device)
+    encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     images = open_labelled(arguments.data)
-
-    with progress(None, "prompts") as bar:
+    teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
+    with progress("prompts", "class") as advance:
         task = zero_shot_task(
-            teacher, images, arguments.classes, arguments.templates, arguments.limit, arguments.seed, bar.update
+            teacher, images, arguments.classes, arguments.templates, arguments.limit, arguments.seed, advance
         )
-    with progress(len(task.indices), "images") as bar:
+    with progress("images", "image") as advance:
         result = evaluate_zero_shot(
-            task, encoders, batch_size=arguments.batch_size, workers=arguments.workers, advance=bar.update
+            task,
+            encoders,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            advance=lambda count: advance(count, len(task.indices)),
         )
-    settings = vars(arguments) | {"teacher": teacher_name, "encoder": encoder, "device": device}
+    settings = vars(arguments) | {"teacher": teacher_name, "encoder": encoder, "device": device.type}
     report(result, settings, time.perf_counter() - started)
 
 
-def choose(arguments: argparse.Namespace) -> tuple[str | None, str]:
-    """Fill in what was not asked for: the quickstart's student where it exists, and the teacher its run names."""
-    from sf_llava.checkpoints.encoder import find_encoder
-    from sf_llava.files import read_json
-
-    encoder = arguments.encoder
-    if encoder is None and arguments.teacher in (None, "mini") and (Path(QUICKSTART) / "config.json").is_file():
-        encoder = QUICKSTART
-    teacher = arguments.teacher
-    if encoder is not None and teacher is None:
-        run = find_encoder(encoder).parent / "config.json"
-        teacher = read_json(run).get("teacher") if run.is_file() else None
-    return encoder, teacher or "mini"
-
-
-def build_encoders(teacher: "Teacher", encoder: str | None, dtype: Any, device: str) -> "list[Encoder]":
-    """Put the teacher, and the student where there is one, side by side."""
-    from sf_llava.checkpoints.encoder import load_encoder
-    from sf_llava.evaluation import student_encoder, teacher_encoder
-
-    encoders = [teacher_encoder(teacher)]
-    if encoder is not None:
-        encoders.append(student_encoder(load_encoder(encoder, dtype=dtype, device=device), teacher))
-    return encoders
-
-
-def progress(total: int | None, what: str) -> Any:
-    """Open a progress bar; without a terminal it stays silent."""
+@contextmanager
+def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar with ETA; yields what is called with (done just now, total). Silent without a terminal."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=what.removesuffix("s"), disable=None, leave=False)
+    with tqdm(desc=what, unit=unit, disable=None, leave=False) as bar:
+
+        def advance(count: int, total: int) -> None:
+            bar.total = total
+            bar.update(count)
+
+        yield advance
 
 
 def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -> None:
@@ -125,11 +102,11 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
 
     values = result.to_dict()
     machine = environment(settings["device"]) | {"transformers": transformers.__version__}
-    prompts = f"{len(values['templates'])} prompts a class" if values["templates"] else "own classifier"
-    classes = f"{values['num_classes']} classes ({values['classes']}), {prompts}"
-    print_table(
-        f"{settings['teacher']} on {settings['data']}: {values['num_images']} images, {classes}", *result.table()
-    )
+    origin = values["classes"]
+    if values["templates"]:
+        origin += f", {len(values['templates'])} prompts each"
+    counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
+    print_table(f"{settings['teacher']} on {settings['data']}: {counts}", *result.table())
     for comparison in values["comparisons"]:
         low, high = (100 * bound for bound in comparison["top1_difference_interval"])
         print(

@@ -52,7 +52,7 @@ def zero_shot_task(
     templates: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    advance: Advance = ignore,
+    advance: Callable[[int, int], None] = lambda count, total: None,
 ) -> ZeroShotTask:
     """Match a data set's classes with names and prompts, and build the classifier with the teacher's text tower.
 
@@ -63,7 +63,7 @@ def zero_shot_task(
         templates: prompts (see ``templates_named``); None takes the teacher's own, else the class set's.
         limit: evaluate on so many images, drawn by ``seed``.
         seed: of that draw.
-        advance: called with the number of classes whose prompts are done.
+        advance: called with the number of classes just done, and of all classes.
 
     Raises:
         ValueError: classes that do not match the data set, a teacher without text tower or classifier, a bad limit.
@@ -78,7 +78,10 @@ def zero_shot_task(
         own = class_set(classes) if classes else find_class_set(images)
         labels, matched = match_labels(images, own)
         prompts = templates_named(templates) if templates else (teacher.templates or own.templates)
-        classifier = zero_shot_classifier(teacher.encode_text, own.class_names, prompts, advance=advance)
+        total = len(own.class_names)
+        classifier = zero_shot_classifier(
+            teacher.encode_text, own.class_names, prompts, advance=lambda count: advance(count, total)
+        )
     indices = _draw(len(images), limit, seed)
     description = {
         "classes": own.name,
