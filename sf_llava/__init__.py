@@ -1,3 +1,27 @@
-"""SparseFormer vision encoders bootstrapped from CLIP, and what puts them in CLIP's place."""
+"""SparseFormer vision encoders bootstrapped from CLIP, and what puts them in CLIP's place.
+
+    from sf_llava import SparseFormerModel
+    encoder = SparseFormerModel.from_pretrained("runs/quickstart/encoder")
+
+Importing the package loads nothing heavy; the names below load what they need when they are first used.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "SparseFormerConfig": "sf_llava.configuration",
+    "preset": "sf_llava.configuration",
+    "SparseFormerModel": "sf_llava.model",
+    "SparseFormerOutput": "sf_llava.model",
+    "load_encoder": "sf_llava.checkpoints.encoder",
+    "load_teacher": "sf_llava.teachers",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sf_llava' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

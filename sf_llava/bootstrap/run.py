@@ -13,6 +13,7 @@ from sf_llava.benchmark.report import environment
 from sf_llava.bootstrap.config import RUN_TIME_FIELDS, BootstrapConfig, complete
 from sf_llava.bootstrap.data import BootstrapData, open_data
 from sf_llava.bootstrap.inherit import set_trainable
+from sf_llava.bootstrap.model_card import model_card
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.student import make_student
 from sf_llava.bootstrap.trainer import Trainer
@@ -58,7 +59,13 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         run.start(asdict(config), trainer.step)
     accelerator.wait_for_everyone()
-    trainer.train()
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"out of memory with {trainer.micro_batch_size} images at once: lower --micro-batch-size (the batch of a "
+            "step stays as it is) or add --gradient-checkpointing, then --resume"
+        ) from error
 
     state = trainer.final_state()
     if not accelerator.is_main_process:
@@ -80,6 +87,8 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
         "seed": config.seed,
         "environment": environment(accelerator.device.type) | {"transformers": transformers.__version__},
     }
+    card = model_card(config, results, trained.config.image_mean, trained.config.image_std)
+    files.write_bytes(run.encoder / "README.md", card.encode())
     files.write_json(run.results_path, results)
     return results
 
