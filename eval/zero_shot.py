@@ -104,7 +104,7 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     machine = environment(settings["device"]) | {"transformers": transformers.__version__}
     origin = values["classes"]
     if values["templates"]:
-        origin += f", {len(values['templates'])} prompts each"
+        origin += f", prompts: {len(values['templates'])}"
     counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
     print_table(f"{settings['teacher']} on {settings['data']}: {counts}", *result.table())
     for comparison in values["comparisons"]:
