@@ -106,8 +106,7 @@ class OpenClipTeacher(Teacher):
     def encode_text(self, texts: list[str]) -> Tensor:
         if self.tokenizer is None:
             try:
-                with hub_or_cache():
-                    self.tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
+                self.tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
             except (OSError, RuntimeError) as error:
                 raise ValueError(
                     f"the tokenizer of {self.name} could not be fetched ({brief(error)}); "
@@ -136,8 +135,9 @@ def load(name: str, spec: str, dtype: torch.dtype) -> OpenClipTeacher:
             not fit, an image tower that is not a plain ViT.
     """
     source = _from_directory(name, Path(spec)) if Path(spec).is_dir() else _from_model(name, *_split(spec))
-    clip = _build(name, source.config)
+    _require_vit(name, source.config)
     file = source.file or _download(name, source.tag)
+    clip = _build(name, source.config)
     load_strictly(clip, _read_weights(file, clip), str(file))
     return OpenClipTeacher(name, clip.to(dtype), source.tokenizer_name, source.preprocess)
 
@@ -205,8 +205,8 @@ def _require_same_activation(name: str, config: dict[str, Any], weights_quick: b
     )
 
 
-def _build(name: str, config: dict[str, Any]) -> nn.Module:
-    """Build the architecture, random; what is visibly no plain ViT is turned away before time is spent on it."""
+def _require_vit(name: str, config: dict[str, Any]) -> None:
+    """Turn away what is no ViT by its configuration, before anything is fetched or built."""
     vision = config["vision_cfg"]
     if "multimodal_cfg" in config:
         raise unsupported(name, "it is a CoCa model (attentional pooling and a caption decoder)")
@@ -214,14 +214,17 @@ def _build(name: str, config: dict[str, Any]) -> nn.Module:
         raise unsupported(name, f"its image tower is timm's {vision['timm_model_name']}, not open_clip's own ViT")
     if isinstance(vision.get("layers"), list | tuple):
         raise unsupported(name, "its image tower is a ResNet")
+
+
+def _build(name: str, config: dict[str, Any]) -> nn.Module:
+    """Build the architecture with random weights."""
     parts = {key: value for key, value in config.items() if key != "custom_text"}
     custom = config.get("custom_text") or "hf_model_name" in config["text_cfg"]
     if custom:
         # All weights come from the checkpoint; without this a pretrained text tower would be downloaded first.
         parts["text_cfg"] = {**parts["text_cfg"], "hf_model_pretrained": False}
     try:
-        with hub_or_cache():
-            return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**parts)
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**parts)
     except OSError as error:
         raise ValueError(
             f"the text tower of {name} needs files of {config['text_cfg'].get('hf_model_name')} that could not be "
@@ -271,6 +274,7 @@ def _read_weights(file: Path, clip: nn.Module) -> dict[str, Tensor]:
         state = convert_to_custom_text_state_dict(state)
     if "logit_scale" in state:  # saved as a number or as a list of one
         state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
+    state.pop("text.transformer.embeddings.position_ids", None)  # a constant that old files of some text towers hold
     return state
 
 

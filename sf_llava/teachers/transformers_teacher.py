@@ -1,6 +1,7 @@
 """CLIP models of transformers as teachers: ``CLIPModel``, or ``CLIPVisionModelWithProjection`` without a text tower."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def load(name: str, path: str, dtype: torch.dtype) -> TransformersTeacher:
     local = Path(path).is_dir()
     if not local and (Path(path).exists() or path.startswith((".", "/", "~"))):
         raise ValueError(f"{path} is not a directory; transformers:DIR needs one with config.json and the weights")
-    with hub_or_cache():
+    with nullcontext() if local else hub_or_cache():
         return TransformersTeacher(name, _load_model(name, path, local, dtype), path)
 
 
@@ -166,10 +167,11 @@ def _broken(path: str, local: bool, error: Exception) -> str:
 
 def _load_tokenizer(name: str, path: str, end_id: int) -> Any:
     """Load the tokenizer, strictly: where files are missing AutoTokenizer would build one without a vocabulary."""
-    if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in TOKENIZER_FILES):
+    local = Path(path).is_dir()
+    if local and not any((Path(path) / file).is_file() for file in TOKENIZER_FILES):
         raise ValueError(f"{name} has no tokenizer; add one of {', '.join(TOKENIZER_FILES)} to {path}")
     try:
-        with hub_or_cache():
+        with nullcontext() if local else hub_or_cache():
             tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"the tokenizer of {name} could not be read ({brief(error)})") from error
