@@ -80,7 +80,8 @@ def run(output: Path) -> list[Cost]:
     published = ["official", "paper", "off by"]
     header = ["encoder", "px", "tokens", "M params", *published, "G mult-adds", *published]
     print_table("Parameters and multiply-adds of one image", header, rows)
-    save(output, "costs", "cpu", [asdict(cost) for cost in costs], units="millions (parameters), billions (multiply-adds)")
+    units = "millions of parameters, billions of multiply-adds"
+    save(output, "costs", "cpu", [asdict(cost) for cost in costs], units=units)
     return costs
 
 

@@ -1,5 +1,6 @@
 """Early convolution: pixels to a channel-normalised feature map at a quarter of the resolution."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 class EarlyConvolution(nn.Module):
     """Convolve 7x7 with stride 2, pool, rectify, normalise the channels.
 
-    Unlike the official code, max-pooling comes before the ReLU (they commute, and a quarter is left to rectify), and
-    the parameter-free channel normalisation is a layer norm over the last dimension of a channels-last map.
+    Unlike the official code, all is channels-last, max-pooling comes before the ReLU (they commute, and a quarter
+    is left to rectify), and the parameter-free channel normalisation is a layer norm over the last dimension.
     """
 
     def __init__(self, channels: int) -> None:
@@ -18,5 +19,6 @@ class EarlyConvolution(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map (B, 3, S, S) normalised pixels to (B, S/4, S/4, C) features, channels last."""
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = F.max_pool2d(self.conv(pixel_values), kernel_size=3, stride=2, padding=1).relu()
         return F.layer_norm(features.permute(0, 2, 3, 1), (self.channels,), eps=1e-5)

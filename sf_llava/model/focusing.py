@@ -14,7 +14,6 @@ from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model.cortex import TransformerBlock
 from sf_llava.model.mixing import AdaptiveMixing
 from sf_llava.model.rois import adjust_rois, encode_positions
-from sf_llava.ops import sample_points
 
 
 class Focus(NamedTuple):
@@ -44,8 +43,7 @@ class SamplingBlock(GradientCheckpointingLayer):
         """Update tokens (B, N, width) from features (B, H, W, C) under rois (B, N, 4); return the raw offsets too."""
         offsets = self.offsets(self.offset_norm(tokens)).to(rois.dtype) + self.offset_bias
         offsets = offsets.unflatten(-1, (-1, 2))  # [B, N, P, 2]
-        samples = sample_points(features, rois, offsets)  # [B, N, P, C]
-        tokens = tokens + self.mixing(tokens, samples)
+        tokens = tokens + self.mixing(tokens, features, rois, offsets)
         encoding = encode_positions(rois, tokens.shape[-1]).to(tokens.dtype)
         return tokens + self.position(self.position_norm(encoding)), offsets
 

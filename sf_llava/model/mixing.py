@@ -3,10 +3,10 @@
 Letters: B images, N latents, P points, Q mixing points, C feature channels, d token width.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sf_llava.configuration import SparseFormerConfig
+from sf_llava.ops import sample_and_mix
 
 
 class AdaptiveMixing(nn.Module):
@@ -17,20 +17,24 @@ class AdaptiveMixing(nn.Module):
 
     def __init__(self, config: SparseFormerConfig, width: int) -> None:
         super().__init__()
-        self.channels = config.conv_channels
-        self.num_points = config.num_sampling_points
-        self.mixing_points = config.mixing_points
-        num_parameters = self.channels**2 + self.mixing_points * self.num_points
+        channels, mixing_points = config.conv_channels, config.mixing_points
+        num_parameters = channels**2 + mixing_points * config.num_sampling_points
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.reduce = nn.Linear(width, config.mixing_size)
         self.generate = nn.Linear(config.mixing_size, num_parameters)
-        self.proj = nn.Linear(self.mixing_points * self.channels, width)
+        self.proj = nn.Linear(mixing_points * channels, width)
 
-    def forward(self, tokens: Tensor, samples: Tensor) -> Tensor:
-        """Decode samples (B, N, P, C) under the guidance of tokens (B, N, d) into an update (B, N, d)."""
-        batch, latents, points, channels = samples.shape
-        parameters = self.generate(self.reduce(self.norm(tokens))).flatten(0, 1)
-        channel_mixing = parameters[:, : channels**2].unflatten(1, (channels, channels))
-        point_mixing = parameters[:, channels**2 :].unflatten(1, (self.mixing_points, points))
-        mixed = point_mixing @ (samples.flatten(0, 1) @ channel_mixing)  # [B N, Q, C]
-        return self.proj(F.gelu(mixed).view(batch, latents, -1))
+    def forward(self, tokens: Tensor, features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
+        """Decode what lies under the RoIs, under the guidance of the tokens.
+
+        Args:
+            tokens: (B, N, d).
+            features: (B, H, W, C), channels last.
+            rois: (B, N, 4) corners as image fractions.
+            offsets: (B, N, P, 2) raw sampling offsets.
+
+        Returns:
+            (B, N, d) update of the tokens.
+        """
+        parameters = self.generate(self.reduce(self.norm(tokens)))  # [B, N, C C + Q P]
+        return self.proj(sample_and_mix(features, rois, offsets, parameters))

@@ -1,5 +1,6 @@
-"""Public ops of the encoder: one function per op, reference beside the kernels."""
+"""Public ops of the encoder: one function per op; reference, analytic form and kernels beside it."""
 
-from sf_llava.ops.sampling import place_points, sample_points
+from sf_llava.ops.geometry import place_points
+from sf_llava.ops.sampling import force, sample_and_mix, sample_points
 
-__all__ = ["place_points", "sample_points"]
+__all__ = ["force", "place_points", "sample_and_mix", "sample_points"]

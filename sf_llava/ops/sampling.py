@@ -1,35 +1,45 @@
-"""Sparse feature sampling: points from RoIs and offsets, features read at the points.
+"""The encoder's two ops: ``sample_points`` and ``sample_and_mix``, and the choice of what computes them.
 
-Letters: B images, N latents, P points, H x W x C feature map (channels last).
+- Triton kernels on CUDA devices of compute capability 8.0 and up; points, samples and products stay in the chip, and
+  the backward recomputes them;
+- analytic tensor operations on the CPU and wherever the kernels do not fit;
+- the plain PyTorch reference when ``force("reference")`` says so.
+
+There is no autocast registration: it would cast the RoIs, whose float32 matters.
+Letters: B images, N latents, P points, Q mixing points, H x W x C feature map (channels last).
 """
 
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-OFFSET_EPS = 1e-5
+from sf_llava.ops import analytic, reference
+
+PATHS = ("auto", "reference", "op")
+MINIMAL_CAPABILITY = (8, 0)
+_path = "auto"
 
 
-def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
-    """Place every latent's sampling points in its RoI: normalise the offsets per token, scale by the RoI's size.
+@contextmanager
+def force(path: str) -> Iterator[None]:
+    """Force what computes the ops inside a ``with`` block: ``reference`` is plain PyTorch, ``op`` the fused ops.
 
-    The offsets of a token are centred and divided by three times their unbiased standard deviation, so that most of
-    them fall inside the RoI; points may leave the RoI and the image, and are never clamped.
-
-    Args:
-        rois: (B, N, 4) corners ``x0, y0, x1, y1`` as image fractions.
-        offsets: (B, N, P, 2) raw offsets, x before y.
-
-    Returns:
-        (B, N, P, 2) points as image fractions, x before y, float32 (float64 where ``rois`` are).
+    Raises:
+        ValueError: another word.
     """
-    rois, offsets = _geometry(rois), _geometry(offsets)
-    centre = offsets.mean(dim=-2, keepdim=True)
-    spread = offsets.std(dim=-2, keepdim=True) + OFFSET_EPS
-    offsets = (offsets - centre) / (3 * spread)
-    centres = (rois[..., :2] + rois[..., 2:]) / 2  # [B, N, 2]
-    sizes = rois[..., 2:] - rois[..., :2]
-    return centres[:, :, None] + offsets * sizes[:, :, None]
+    global _path
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r} for the ops; expected {', '.join(PATHS)}")
+    before, _path = _path, path
+    try:
+        yield
+    finally:
+        _path = before
 
 
 def sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
@@ -43,15 +53,136 @@ def sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
     Returns:
         (B, N, P, C) samples in the dtype of ``features``; the geometry is computed in float32 at least.
     """
-    if features.shape[0] != rois.shape[0]:
-        raise ValueError(f"rois hold {rois.shape[0]} images but features hold {features.shape[0]}")
-    points = place_points(rois, offsets)
-    grid = points * 2 - 1
-    maps = features.permute(0, 3, 1, 2).to(grid.dtype)  # [B, C, H, W], a view where dtypes agree
-    samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return samples.permute(0, 2, 3, 1).to(features.dtype)  # [B, N, P, C]
+    _check(features, rois, offsets)
+    if _path == "reference":
+        return reference.sample_points(features, rois, offsets)
+    return _sample_points(features, rois, offsets)
 
 
-def _geometry(x: Tensor) -> Tensor:
-    """Promote half precision to float32; float32 and float64 stay."""
-    return x if x.dtype == torch.float64 else x.float()
+def sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
+    """Sample features under every latent's RoI and decode them with the matrices the latent generated.
+
+    One GELU follows both products: ``gelu(point_mixing @ (samples @ channel_mixing))``.
+
+    Args:
+        features: (B, H, W, C) feature map, channels last, any float dtype.
+        rois: (B, N, 4) corners as image fractions.
+        offsets: (B, N, P, 2) raw sampling offsets.
+        parameters: (B, N, C C + Q P) channel mixing (C, C), then point mixing (Q, P), flattened.
+
+    Returns:
+        (B, N, Q C) in the dtype of ``parameters``, in which the products are computed too.
+    """
+    _check(features, rois, offsets)
+    if _path == "reference":
+        return reference.sample_and_mix(features, rois, offsets, parameters)
+    # Without a fused kernel, keeping the samples for the backward is faster than reading them again.
+    if _path == "op" or (features.is_cuda and _kernels_fit(features, parameters)):
+        return _sample_and_mix(features, rois, offsets, parameters)
+    return reference.mix(_sample_points(features, rois, offsets), parameters)
+
+
+def _check(features: Tensor, rois: Tensor, offsets: Tensor) -> None:
+    for name, tensor in (("rois", rois), ("offsets", offsets)):
+        if tensor.shape[0] != features.shape[0]:
+            raise ValueError(f"{name} hold {tensor.shape[0]} images but features hold {features.shape[0]}")
+
+
+def _kernels_fit(features: Tensor, *others: Tensor) -> bool:
+    """Tell whether Triton, the device, the dtypes and the channel count allow the kernels."""
+    channels = features.shape[-1]
+    return (
+        _has_triton()
+        and torch.cuda.get_device_capability(features.device) >= MINIMAL_CAPABILITY
+        and all(x.dtype in (torch.float16, torch.bfloat16, torch.float32) for x in (features, *others))
+        and channels in (16, 32, 64, 128)
+    )
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _kernels_for(features: Tensor, *others: Tensor) -> ModuleType:
+    """Give the module that computes the ops on a CUDA device."""
+    if not _kernels_fit(features, *others):
+        return analytic
+    from sf_llava.ops import launch
+
+    return launch
+
+
+@torch.library.custom_op("sf_llava::sample_points", mutates_args=())
+def _sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
+    return analytic.sample_forward(features, rois, offsets)
+
+
+@torch.library.custom_op("sf_llava::sample_points_backward", mutates_args=())
+def _sample_points_backward(
+    grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return analytic.sample_backward(grad, features, rois, offsets)
+
+
+@torch.library.custom_op("sf_llava::sample_and_mix", mutates_args=())
+def _sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
+    return analytic.mix_forward(features, rois, offsets, parameters)
+
+
+@torch.library.custom_op("sf_llava::sample_and_mix_backward", mutates_args=())
+def _sample_and_mix_backward(
+    grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return analytic.mix_backward(grad, features, rois, offsets, parameters)
+
+
+@_sample_points.register_kernel("cuda")
+def _(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
+    return _kernels_for(features).sample_forward(features, rois, offsets)
+
+
+@_sample_points_backward.register_kernel("cuda")
+def _(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _kernels_for(features).sample_backward(grad, features, rois, offsets)
+
+
+@_sample_and_mix.register_kernel("cuda")
+def _(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
+    return _kernels_for(features, parameters).mix_forward(features, rois, offsets, parameters)
+
+
+@_sample_and_mix_backward.register_kernel("cuda")
+def _(
+    grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _kernels_for(features, parameters).mix_backward(grad, features, rois, offsets, parameters)
+
+
+@_sample_points.register_fake
+def _(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
+    return features.new_empty(*offsets.shape[:3], features.shape[3])
+
+
+@_sample_and_mix.register_fake
+def _(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
+    channels = features.shape[3]
+    mixing_points = (parameters.shape[2] - channels * channels) // offsets.shape[2]
+    return parameters.new_empty(*offsets.shape[:2], mixing_points * channels)
+
+
+@_sample_points_backward.register_fake
+@_sample_and_mix_backward.register_fake
+def _(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_sample_points.register_autograd(
+    lambda ctx, grad: _sample_points_backward(grad, *ctx.saved_tensors), setup_context=_keep_inputs
+)
+_sample_and_mix.register_autograd(
+    lambda ctx, grad: _sample_and_mix_backward(grad, *ctx.saved_tensors), setup_context=_keep_inputs
+)

@@ -1,0 +1,54 @@
+"""Where every latent looks: sampling points from RoIs and offsets, and the gradient of that.
+
+Letters: B images, N latents, P points.
+"""
+
+from torch import Tensor
+
+OFFSET_EPS = 1e-5
+
+
+def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
+    """Place every latent's sampling points in its RoI: normalise the offsets per token, scale by the RoI's size.
+
+    The offsets of a token are centred and divided by three times their unbiased standard deviation, so that most of
+    them fall inside the RoI; points may leave the RoI and the image, and are never clamped.
+
+    Args:
+        rois: (B, N, 4) corners ``x0, y0, x1, y1`` as image fractions.
+        offsets: (B, N, P, 2) raw offsets, x before y.
+
+    Returns:
+        (B, N, P, 2) points as image fractions, x before y, float32 (float64 where the inputs are).
+    """
+    rois, offsets = to_geometry(rois), to_geometry(offsets)
+    normalised = (offsets - offsets.mean(dim=-2, keepdim=True)) / (3 * (offsets.std(dim=-2, keepdim=True) + OFFSET_EPS))
+    centres = (rois[..., :2] + rois[..., 2:]) / 2  # [B, N, 2]
+    sizes = rois[..., 2:] - rois[..., :2]
+    return centres[:, :, None] + normalised * sizes[:, :, None]
+
+
+def place_points_backward(d_points: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Carry the gradient of the points (B, N, P, 2) back to RoIs (B, N, 4) and offsets (B, N, P, 2).
+
+    Where all offsets of a token are equal, the standard deviation has no gradient: it is taken as zero.
+    """
+    sizes = (rois[..., 2:] - rois[..., :2])[:, :, None]  # [B, N, 1, 2]
+    deviations = offsets - offsets.mean(dim=-2, keepdim=True)  # [B, N, P, 2]
+    spread = offsets.std(dim=-2, keepdim=True)  # [B, N, 1, 2]
+    scale = 1 / (3 * (spread + OFFSET_EPS))
+    d_centres = d_points.sum(dim=-2)  # [B, N, 2]
+    d_sizes = (d_points * deviations * scale).sum(dim=-2)
+    d_rois = (d_centres / 2).repeat(1, 1, 2)
+    d_rois[..., :2] -= d_sizes
+    d_rois[..., 2:] += d_sizes
+    # The normalised offsets are deviations * scale; scale falls with the spread, the spread grows with deviations.
+    d_spread = -d_sizes[:, :, None] * sizes / (spread + OFFSET_EPS)  # [B, N, 1, 2]
+    d_spread = (d_spread / ((offsets.shape[-2] - 1) * spread)).masked_fill(spread == 0, 0)
+    d_offsets = (d_points - d_centres[:, :, None] / offsets.shape[-2]) * sizes * scale + deviations * d_spread
+    return d_rois, d_offsets
+
+
+def to_geometry(x: Tensor) -> Tensor:
+    """Promote half precision to float32; float32 and float64 stay."""
+    return x.float() if x.element_size() < 4 else x

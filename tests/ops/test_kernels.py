@@ -1,0 +1,110 @@
+"""The Triton kernels against float64: in Triton's interpreter on any machine, on the device itself where there is one.
+
+The interpreter must be chosen before Triton is imported, so on a machine without a GPU one test runs this file again in
+a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ops_cases import draw
+
+from sf_llava.ops import reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+SIZES = [
+    dict(height=14, width=14),
+    dict(batch=3, latents=5, height=27, width=22),
+    dict(batch=1, latents=6, height=84, width=84),
+    dict(batch=1, latents=5, points=36, height=19, width=17),
+    dict(batch=1, latents=6, points=9, channels=32, mixing_points=20, height=1, width=40),
+]
+
+def on_kernels(test):
+    """Mark a test that runs the kernels: in the interpreter where it was chosen, otherwise on a GPU."""
+    if INTERPRETED:
+        return test
+    reason = "needs a CUDA device of compute capability 8.0 and up"
+    return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason=reason)(test))
+
+
+@pytest.mark.skipif(INTERPRETED or HAS_GPU, reason="the kernels are tested here already")
+def test_kernels_agree_with_float64_in_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def error(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error in the norm; what was never written shows up as not a number."""
+    return ((ours.cpu().double() - expected).norm() / expected.norm().clamp(min=1e-9)).item()
+
+
+def exact(tensors, op, grad):
+    tensors = [tensor.double().requires_grad_() for tensor in tensors]
+    output = op(*tensors)
+    return [output.detach(), *torch.autograd.grad(output, tensors, grad.double())]
+
+
+def check(op_name, size, dtype, deterministic=False, feature_dtype=None):
+    from sf_llava.ops import launch
+
+    tensors = draw(**size)[: 3 if op_name == "sample" else 4]
+    dtypes = [feature_dtype or dtype, torch.float32, torch.float32, dtype]
+    tensors = [tensor.to(dtype) for tensor, dtype in zip(tensors, dtypes, strict=False)]
+    op = reference.sample_points if op_name == "sample" else reference.sample_and_mix
+    grad = torch.randn(op(*tensors).shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    device = [tensor.to(DEVICE) for tensor in tensors]
+    torch.use_deterministic_algorithms(deterministic)  # deterministic mode also fills fresh memory with NaN
+    try:
+        output = getattr(launch, f"{op_name}_forward")(*device)
+        gradients = getattr(launch, f"{op_name}_backward")(grad.to(DEVICE), *device)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    names = ["output", "features", "rois", "offsets", "parameters"]
+    for name, ours, expected in zip(names, [output, *gradients], exact(tensors, op, grad), strict=False):
+        assert ours.shape == expected.shape
+        assert error(ours, expected) < TOLERANCE[dtype], (name, error(ours, expected))
+
+
+@on_kernels
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op_name", ["sample", "mix"])
+def test_kernels_agree_with_float64(op_name, dtype, size):
+    check(op_name, size, dtype)
+
+
+@on_kernels
+@pytest.mark.parametrize("size", SIZES[1:4:2])
+@pytest.mark.parametrize("op_name", ["sample", "mix"])
+def test_deterministic_kernels_agree_with_float64(op_name, size):
+    check(op_name, size, torch.float32, deterministic=True)
+
+
+@on_kernels
+def test_autocast_may_give_features_and_parameters_of_two_dtypes():
+    check("mix", SIZES[0], torch.float16, feature_dtype=torch.float32)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="compiling needs Triton without its interpreter")
+def test_kernels_compile_without_a_gpu_to_wide_loads_and_no_stack():
+    command = [sys.executable, str(Path(__file__).with_name("compile_kernels.py")), "80", "90"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    compiled = json.loads(result.stdout)
+    assert {kernel["capability"] for kernel in compiled} == {80, 90}
+    for kernel in compiled:
+        assert kernel["stack"] == 0, kernel
+        assert kernel["shared"] < 48 * 1024, kernel
+        assert kernel["wide_loads"] >= (1 if kernel["kernel"] == "feature_gradient_kernel" else 4), kernel
