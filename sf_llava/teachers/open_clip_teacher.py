@@ -198,7 +198,9 @@ def _require_same_activation(name: str, config: dict[str, Any], weights_quick: b
     trained, computed = ("QuickGELU", "GELU") if weights_quick else ("GELU", "QuickGELU")
     model, weights = _split(name.removeprefix("open_clip:"))
     other = f"{model}-quickgelu" if weights_quick else model.removesuffix("-quickgelu")
-    way_out = f"write open_clip:{other}/{weights}" if other in open_clip.list_models() else "correct quick_gelu in it"
+    way_out = f"give a directory whose {CONFIG_FILE} sets quick_gelu rightly"
+    if other in open_clip.list_models():
+        way_out = f"write open_clip:{other}/{weights}"
     raise ValueError(
         f"{name}: the weights were trained with {trained} ({reason}), but the configuration computes {computed}; "
         + way_out
