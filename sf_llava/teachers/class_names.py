@@ -81,12 +81,6 @@ def class_set(name: str) -> ClassSet:
     return ClassSet(str(path), tuple(names), tuple(templates))
 
 
-def class_texts(name: str) -> tuple[list[str], list[str]]:
-    """Give the names and the templates of a class set, as ``zero_shot_classifier`` takes them."""
-    classes = class_set(name)
-    return list(classes.class_names), list(classes.templates)
-
-
 def templates_named(name: str) -> tuple[str, ...]:
     """Give templates by name: those of a class set, ``simple``, a JSON file of them, or one template itself."""
     if name in CLASS_SETS:
