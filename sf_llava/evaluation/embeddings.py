@@ -1,7 +1,7 @@
 """Embeddings of many images and texts: spread over processes, kept on disk by content.
 
 What is kept is found again by everything it depends on: the pixels or texts, the weights, the preprocessing, the dtype
-and this package's own code. Batches are composed alike whatever the number of processes, so embeddings are equal too.
+and the code that computes them. Batches are composed alike whatever the number of processes, so embeddings are equal.
 Letters: M images, N texts, E embedding width.
 """
 
@@ -29,6 +29,8 @@ from sf_llava.evaluation.task import Advance, ignore
 from sf_llava.teachers.base import Teacher
 
 TEXTS_AT_ONCE = 256
+CODE = ("data", "model", "ops", "teachers")
+"""Parts of the package on which embeddings depend."""
 
 
 @dataclass
@@ -175,7 +177,8 @@ def _digest(*parts: str) -> str:
 @cache
 def _digest_code() -> str:
     package = Path(__file__).resolve().parents[1]
-    return _digest(*(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))))
+    paths = [package / "configuration.py", *(path for part in CODE for path in sorted((package / part).rglob("*.py")))]
+    return _digest(*(path.read_text(encoding="utf-8") for path in paths))
 
 
 def _digest_images(source: ImageSource) -> str:
