@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from sf_llava.configuration import SparseFormerConfig
-from sf_llava.files import read_json
+from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.model import SparseFormerModel
 from sf_llava.plugin.tokens import count_image_tokens, fit_processor
 
@@ -45,7 +43,7 @@ def swap(
     Args:
         model: a loaded LLaVA, in any precision, quantised or not, on one device or several.
         processor: its processor.
-        encoder: a SparseFormer, or the directory of one, which is then loaded in the projector's dtype.
+        encoder: a SparseFormer, or the directory of one or of its run, which is then loaded in the projector's dtype.
 
     Returns:
         The record that :func:`restore` takes.
@@ -60,7 +58,7 @@ def swap(
         )
     projector = next(layer for layer in model.model.multi_modal_projector.modules() if isinstance(layer, nn.Linear))
     if not isinstance(encoder, SparseFormerModel):
-        encoder = load_encoder(encoder, projector.weight.dtype)
+        encoder = load_encoder(encoder, dtype=projector.weight.dtype)
     check_fit(encoder, model.config, projector)
     old_tower = model.model.vision_tower
     others = _mark(model, excluded=old_tower)
@@ -101,19 +99,6 @@ def restore(swapped: Swap) -> None:
     model.config.image_seq_length = swapped.image_seq_length
     for name, value in swapped.processor_fields.items():
         setattr(processor, name, value)
-
-
-def load_encoder(path: str | Path, dtype: torch.dtype) -> SparseFormerModel:
-    """Load a SparseFormer directory; a directory of something else, or none at all, is one clear error."""
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        raise ValueError(f"no encoder at {path}: expected a directory with config.json and model.safetensors")
-    if (found := read_json(config_file).get("model_type")) != SparseFormerConfig.model_type:
-        raise ValueError(f"{path} holds a model of type {found!r}, not a SparseFormer encoder")
-    encoder, report = SparseFormerModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    if wrong := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
-        raise ValueError(f"the weights in {path} are not those of its config.json: {str(wrong)[:300]}")
-    return encoder.eval()
 
 
 def check_fit(encoder: SparseFormerModel, config: Any, projector: nn.Linear) -> None:

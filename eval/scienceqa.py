@@ -1,0 +1,262 @@
+"""ScienceQA with a LLaVA: its own vision tower, a SparseFormer in its place, and what the image is worth.
+
+    python eval/scienceqa.py run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
+            --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
+        both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
+        killed and started again it continues; torchrun --nproc_per_node 8 eval/scienceqa.py run ... shares the work
+    python eval/scienceqa.py score --problems problems.json --splits pid_splits.json --split test \\
+            --predictions answers.jsonl --json score.json
+        scores our JSON lines, LLaVA's answers.jsonl or LLaVA's result file (its published one: 3863 of 4241 correct)
+    python eval/scienceqa.py compare A B --data ScienceQA/data/scienceqa
+        the paired difference of two predictions, its 95 % interval and McNemar's test
+
+Expected: a table with one row a tower and control: accuracy over all and over image questions with 95 % intervals, and
+how many answers could not be read. No arguments at all: run on the embedded default.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from sf_llava import cli
+
+CONTROLS = ("blind", "shuffled", "grey")
+DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="let a LLaVA answer, then score")
+    run.add_argument("--model", default="mini", metavar="DIR", help="LLaVA, original or transformers' format")
+    run.add_argument("--encoder", metavar="DIR", help="SparseFormer (or its run) to put in the tower's place")
+    run.add_argument("--towers", nargs="+", choices=["original", "swapped"], help="default: both with --encoder")
+    run.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
+    run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
+    run.add_argument("--output", default="runs/scienceqa", metavar="DIR", help="answers and results (%(default)s)")
+    run.add_argument("--batch-size", type=int, default=8, help="questions generated together (%(default)s)")
+    run.add_argument("--max-new-tokens", type=int, default=1024, help="answers run to 3,500 letters (%(default)s)")
+    run.add_argument("--temperature", type=float, default=0.0, help="0: greedy (%(default)s)")
+    run.add_argument(
+        "--conversation", choices=["llava_v1", "vicuna_v1"], help="default: the model's own (published: llava_v1)"
+    )
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s: the GPU where there is one)")
+    run.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
+    run.add_argument("--bits", type=int, choices=[4, 8], help="load the LLM in so many bits (bitsandbytes)")
+    run.add_argument("--limit", type=int, metavar="N", help="ask N questions, drawn by --seed")
+    run.add_argument("--seed", type=int, default=0, help="of --limit, shuffled images, sampling (%(default)s)")
+    score = commands.add_parser("score", help="score predictions")
+    score.add_argument("--predictions", required=True, metavar="FILE")
+    score.add_argument("--json", metavar="OUT", help="write the score here")
+    compare = commands.add_parser("compare", help="compare two predictions (or two files of score --json)")
+    compare.add_argument("first", metavar="A")
+    compare.add_argument("second", metavar="B")
+    compare.add_argument("--json", metavar="OUT", help="write the comparison here")
+    for command in (run, score, compare):
+        command.add_argument("--data", metavar="NAME", help="folder of the published layout, parquet:PATH or hub:NAME")
+        command.add_argument("--split", default="test", help="split (%(default)s)")
+    for command in (score, compare):
+        command.add_argument("--problems", metavar="FILE", help="problems.json, in place of --data")
+        command.add_argument("--splits", metavar="FILE", help="pid_splits.json, in place of --data")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Run, score or compare."""
+    arguments = parse(argv or ["run"])
+    {"run": run, "score": score, "compare": compare}[arguments.command](arguments)
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score one file of predictions."""
+    from sf_llava.evaluation.scienceqa_report import percent, print_scores
+    from sf_llava.files import write_json
+
+    result = score_file(arguments.predictions, arguments)
+    print_scores(f"{arguments.predictions}, split {arguments.split}", [("", result)])
+    for name, group in result["breakdown"].items():
+        print(f"  {name:6}{percent(group['accuracy'])}  {group['correct']} of {group['total']}")
+    if arguments.json:
+        write_json(arguments.json, result)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Compare two files of predictions."""
+    from sf_llava.evaluation.scienceqa_report import print_comparison
+    from sf_llava.files import write_json
+    from sf_llava.metrics import scienceqa
+
+    result = scienceqa.compare(*(score_file(file, arguments) for file in (arguments.first, arguments.second)))
+    print_comparison("A - B", result)
+    if arguments.json:
+        write_json(arguments.json, result)
+
+
+def score_file(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Read a score, or read predictions and score them."""
+    from sf_llava.data.scienceqa import open_published, open_scienceqa, read_predictions
+    from sf_llava.metrics import scienceqa
+
+    try:
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, OSError):
+        saved = None
+    if isinstance(saved, dict) and "answers" in saved:
+        return saved
+    if arguments.problems and arguments.splits:
+        images = Path(arguments.problems).with_name("images")
+        data = open_published(arguments.problems, arguments.splits, images, arguments.split)
+    elif arguments.data:
+        data = open_scienceqa(arguments.data, arguments.split)
+    else:
+        raise ValueError("name the questions: --problems FILE --splits FILE, or --data NAME")
+    return scienceqa.score(data.problems, read_predictions(path))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Answer with every tower and control, score, print side by side, save."""
+    import torch
+    import transformers
+    from accelerate import PartialState
+
+    from sf_llava.benchmark.report import environment
+    from sf_llava.evaluation.scienceqa import Answerer, Generation
+    from sf_llava.evaluation.scienceqa_report import percent, print_comparison, print_scores
+    from sf_llava.evaluation.setup import choose_device
+    from sf_llava.files import write_json
+    from sf_llava.metrics import scienceqa
+    from sf_llava.plugin import restore, swap
+
+    transformers.utils.logging.disable_progress_bar()
+    towers = arguments.towers or (["original", "swapped"] if arguments.encoder else ["original"])
+    if arguments.model == "mini":
+        raise ValueError("the embedded LLaVA is not part of this version: name --model DIR and --data NAME")
+    if "swapped" in towers and not arguments.encoder:
+        raise ValueError("--towers swapped needs --encoder DIR")
+    data = open_data(arguments)
+    on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # the shares of processes can differ by hours
+    device = choose_device(arguments.device)
+    model, processor = load(arguments, device)
+    generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
+    answerer = Answerer(model, processor, generation)
+    scores: dict[str, dict[str, Any]] = {}
+    for tower in towers:
+        swapped = swap(model, processor, arguments.encoder) if tower == "swapped" else None
+        for control in (None, *arguments.controls):
+            name = name_of(tower, control)
+            if name not in scores:
+                scores[name] = answer_and_score(answerer, data, arguments, tower, control, state)
+        if swapped is not None:
+            restore(swapped)
+    if not state.is_main_process:
+        return
+    print_scores(f"{arguments.model} on {data.name}, split {data.split}", list(scores.items()))
+    results: dict[str, Any] = {"settings": vars(arguments), "environment": environment(device.type), "scores": scores}
+    if {"original", "swapped"} <= scores.keys():
+        results["comparison"] = scienceqa.compare(scores["swapped"], scores["original"])
+        print_comparison("swapped - original", results["comparison"])
+    if "blind" in scores:
+        results["image_share"] = {}
+        for tower in towers:
+            share = scienceqa.image_share(scores[tower]["image_accuracy"], scores["blind"]["image_accuracy"])
+            results["image_share"][tower] = share
+            print(f"{tower}: the image earns {percent(share).strip()} of the score on image questions")
+    write_json(Path(arguments.output) / "results.json", results)
+    print(f"written to {Path(arguments.output) / 'results.json'}")
+
+
+def name_of(tower: str, control: str | None) -> str:
+    """Name one row of the table; without an image the tower does not matter."""
+    if control is None:
+        return tower
+    return control if control == "blind" else f"{tower}-{control}"
+
+
+def open_data(arguments: argparse.Namespace) -> Any:
+    """Open the questions, or --limit of them."""
+    import dataclasses
+    import random
+
+    from sf_llava.data.scienceqa import open_scienceqa
+
+    if arguments.data is None:
+        raise ValueError("name the questions: --data DIR with problems.json, pid_splits.json and images/")
+    data = open_scienceqa(arguments.data, arguments.split)
+    if arguments.limit is None:
+        return data
+    chosen = random.Random(arguments.seed).sample(range(len(data.problems)), min(arguments.limit, len(data.problems)))
+    return dataclasses.replace(data, problems=[data.problems[index] for index in sorted(chosen)])
+
+
+def load(arguments: argparse.Namespace, device: Any) -> Any:
+    """Load the LLaVA and its processor."""
+    from sf_llava.checkpoints.llava import load_llava
+    from sf_llava.evaluation.setup import DTYPES
+
+    placement: dict[str, Any] = {"device_map": {"": device}}
+    if arguments.bits:
+        from sf_llava.plugin.quantisation import quantisation_config
+
+        placement["quantization_config"] = quantisation_config(arguments.bits, DTYPES[arguments.dtype])
+    return load_llava(arguments.model, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
+
+
+def answer_and_score(
+    answerer: Any, data: Any, arguments: argparse.Namespace, tower: str, control: str | None, state: Any
+) -> dict[str, Any]:
+    """Answer under one tower and control, with progress, and score."""
+    from sf_llava.evaluation.scienceqa import answer_all
+    from sf_llava.files import write_json
+    from sf_llava.metrics import scienceqa
+
+    settings = {name: getattr(arguments, name) for name in DECISIVE}
+    if control != "blind":
+        settings |= {"tower": tower, "encoder": arguments.encoder if tower == "swapped" else None}
+    questions = [problem for problem in data.problems if problem.has_image or control is None]
+    name = name_of(tower, control)
+    with running_accuracy(name, len(questions), state) as progress:
+        texts = answer_all(
+            answerer,
+            data,
+            Path(arguments.output) / name,
+            settings,
+            control=control,
+            batch_size=arguments.batch_size,
+            rank=state.process_index,
+            num_processes=state.num_processes,
+            wait=state.wait_for_everyone,
+            progress=progress,
+        )
+    result = scienceqa.score(questions, texts)
+    if state.is_main_process:
+        write_json(Path(arguments.output) / name / "score.json", result)
+    return result
+
+
+@contextmanager
+def running_accuracy(name: str, total: int, state: Any) -> Iterator[Callable[[Any, str], None]]:
+    """Show a bar with the accuracy of this process's answers so far; silent without a terminal."""
+    from tqdm import tqdm
+
+    from sf_llava.metrics.scienceqa import parse_answer
+
+    right = []
+    total = -(-total // state.num_processes)
+    with tqdm(desc=name, total=total, unit="question", disable=None if state.is_main_process else True) as bar:
+
+        def progress(problem: Any, text: str) -> None:
+            right.append(parse_answer(text, len(problem.choices)) == problem.answer)
+            bar.update()
+            bar.set_postfix(accuracy=f"{sum(right) / len(right):.1%}")
+
+        yield progress
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,168 @@
+"""eval/scienceqa.py: run, resume, several processes, controls, score, compare."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_llava import CHAT_TEMPLATE, make_encoder, make_llava, make_tokenizer
+from tiny_scienceqa import write_scienceqa
+from transformers import LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from sf_llava.data.scienceqa import open_scienceqa
+from sf_llava.evaluation.scienceqa import Answerer, Generation, answer_all
+
+SCRIPT = Path(__file__).parents[2] / "eval" / "scienceqa.py"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tiny LLaVA, an encoder and a tiny ScienceQA on disk."""
+    root = tmp_path_factory.mktemp("scienceqa")
+    images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    make_llava().save_pretrained(root / "llava")
+    LlavaProcessor(
+        images,
+        make_tokenizer(),
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(root / "llava")
+    make_encoder(16).save_pretrained(root / "encoder")
+    write_scienceqa(root / "data")
+    return root
+
+
+def command(files, output, *more):
+    return [
+        *("run", "--model", str(files / "llava"), "--encoder", str(files / "encoder"), "--data", str(files / "data")),
+        *("--output", str(output), "--device", "cpu", "--batch-size", "3", "--max-new-tokens", "4", *more),
+    ]
+
+
+def main(arguments):
+    runpy.run_path(str(SCRIPT))["main"](arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """One whole run in one process, with every control."""
+    output = tmp_path_factory.mktemp("finished")
+    main(command(files, output, "--controls", "blind", "shuffled", "grey"))
+    return output
+
+
+@pytest.fixture
+def answerer(llava, processor):
+    return Answerer(llava, processor, Generation(max_new_tokens=4))
+
+
+def test_both_towers_and_every_control_are_answered_and_scored(finished):
+    results = json.loads((finished / "results.json").read_text())
+    rows = ["original", "blind", "original-shuffled", "original-grey", "swapped", "swapped-shuffled", "swapped-grey"]
+    assert list(results["scores"]) == rows
+    assert [score["total"] for score in results["scores"].values()] == [11, 6, 6, 6, 11, 6, 6]
+    assert results["comparison"]["all"]["total"] == 11 and results["comparison"]["image"]["total"] == 6
+    assert results["image_share"].keys() == {"original", "swapped"}
+    lines = [json.loads(line) for line in (finished / "swapped" / "answers.jsonl").read_text().splitlines()]
+    assert [line["question_id"] for line in lines] == [str(number) for number in range(100, 111)]
+    assert lines[0]["prompt"].startswith("USER: <image>\nwhat is ?") and "<image>" not in lines[1]["prompt"]
+    blind = [json.loads(line) for line in (finished / "blind" / "answers.jsonl").read_text().splitlines()]
+    assert len(blind) == 6 and not any("<image>" in line["prompt"] for line in blind)
+
+
+def test_text_only_answers_do_not_depend_on_the_tower(finished):
+    original, swapped = (
+        [json.loads(line) for line in (finished / tower / "answers.jsonl").read_text().splitlines()]
+        for tower in ("original", "swapped")
+    )
+    assert [line["text"] for line in original[1::2]] == [line["text"] for line in swapped[1::2]]
+
+
+def test_two_processes_give_the_same_file_as_one(files, finished, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(SCRIPT), *command(files, tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for tower in ("original", "swapped"):
+        ours, theirs = (path / tower / "answers.jsonl" for path in (tmp_path, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_killed_run_continues_without_repeating_or_losing_an_answer(files, answerer, tmp_path, monkeypatch):
+    data = open_scienceqa(str(files / "data"))
+    whole = answer_all(answerer, data, tmp_path / "whole", {}, batch_size=3)
+    asked = []
+
+    def die(problem, text):
+        asked.append(problem.id)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(answerer, data, tmp_path / "killed", {}, batch_size=3, progress=die)
+    with open(tmp_path / "killed" / "answers.0.part.jsonl", "a") as file:
+        file.write('{"question_id": "110", "pro')
+    batches = []
+    answer = Answerer.answer
+    monkeypatch.setattr(Answerer, "answer", lambda self, *rest: batches.append(rest) or answer(self, *rest))
+    more = []
+    again = answer_all(
+        answerer, data, tmp_path / "killed", {}, batch_size=3, progress=lambda problem, text: more.append(problem.id)
+    )
+    assert again == whole and sorted(asked + more) == sorted(problem.id for problem in data.problems)
+    assert len(batches) == 3  # of four; the one torn apart is generated once more as a whole
+    files_of = [(tmp_path / name / "answers.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert files_of[0] == files_of[1]
+    assert answer_all(answerer, data, tmp_path / "killed", {}, batch_size=3) == whole and len(batches) == 3
+    assert not list((tmp_path / "killed").glob("*.part.jsonl"))
+
+
+def test_answers_of_other_settings_are_refused(files, answerer, tmp_path):
+    data = open_scienceqa(str(files / "data"))
+    answer_all(answerer, data, tmp_path, {"model": "a"}, batch_size=8)
+    with pytest.raises(ValueError, match=r"holds answers of other settings \(model was 'a', now 'b'\): name another"):
+        answer_all(answerer, data, tmp_path, {"model": "b"}, batch_size=8)
+
+
+def test_a_missing_picture_names_its_problem(files, answerer, tmp_path):
+    data = open_scienceqa(str(write_scienceqa(tmp_path / "data")))
+    (tmp_path / "data" / "images" / "test" / "104" / "image.png").unlink()
+    with pytest.raises(ValueError, match=r"image of problem 104: .* No such file"):
+        answer_all(answerer, data, tmp_path / "out", {})
+
+
+def test_sampling_is_repeatable(files, llava, processor, tmp_path):
+    data = open_scienceqa(str(files / "data"))
+    sampler = Answerer(llava, processor, Generation(max_new_tokens=6, temperature=1.0, seed=3))
+    assert answer_all(sampler, data, tmp_path / "a", {}) == answer_all(sampler, data, tmp_path / "b", {})
+
+
+def test_score_and_compare_read_what_run_wrote(files, finished, tmp_path, capsys):
+    data = ["--problems", str(files / "data" / "problems.json"), "--splits", str(files / "data" / "pid_splits.json")]
+    answers = str(finished / "original" / "answers.jsonl")
+    main(["score", *data, "--split", "test", "--predictions", answers, "--json", str(tmp_path / "score.json")])
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert score == json.loads((finished / "original" / "score.json").read_text())
+    keys = "accuracy image_accuracy total correct image_total image_correct unparsed missing interval breakdown"
+    assert set(keys.split()) <= score.keys()
+    assert list(score["breakdown"]) == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12"]
+    main(["compare", answers, str(finished / "swapped" / "score.json"), *data, "--json", str(tmp_path / "c.json")])
+    assert json.loads((tmp_path / "c.json").read_text())["all"]["total"] == 11
+    assert "McNemar's p" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="name the questions: --problems FILE --splits FILE, or --data NAME"):
+        main(["compare", answers, answers])
+
+
+def test_help_is_fast_and_no_arguments_say_what_to_do():
+    with pytest.raises(ValueError, match="embedded LLaVA is not part of this version: name --model"):
+        main([])
+    code = f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
