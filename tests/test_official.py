@@ -30,7 +30,7 @@ def test_outputs_agree_with_the_official_model(golden_dir, golden, dtype, tolera
     expected, metadata = golden
     model = load_official(golden_dir / "official_clip_tiny.pth", int(metadata["image_size"])).to(dtype)
     with torch.no_grad():
-        output = model(expected["pixel_values"].to(dtype))
+        output = model(expected["pixel_values"].to(dtype), output_hidden_states=True)
     assert relative_error(output.image_embeds, expected["embedding"]) < tolerance
     assert relative_error(model.norm(output.last_hidden_state), expected["final_tokens_after_norm"]) < tolerance
     assert relative_error(output.rois[:, -1], expected["rois_after_focusing"]) < tolerance

@@ -7,12 +7,15 @@ Parameter names are the canonical block names that every teacher maps onto:
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sf_llava.configuration import SparseFormerConfig
+
+QUICK_GELU_SCALE = 1.702
 
 
 def eager_attention(
@@ -44,26 +47,53 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend among tokens (B, T, D)."""
+    def forward(self, tokens: Tensor, num_queries: int | None = None) -> Tensor:
+        """Attend among tokens (B, T, D); only the first ``num_queries`` of them ask, where that is given."""
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query = query[:, :, :num_queries]  # [B, A, T, D / A]
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         attended, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0)  # [B, T, A, D / A]
         return self.proj(attended.flatten(-2))
 
 
 class Mlp(nn.Module):
-    """Feed-forward network with one hidden layer."""
+    """Feed-forward network with one hidden layer.
+
+    QuickGELU, ``x sigmoid(1.702 x)``, is ``silu(1.702 x) / 1.702``: the factors ride on the matrix products, one pass
+    over the hidden layer remains of three, and the weights stay as they are.
+    """
 
     def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.act = ACT2FN[activation]
         self.fc2 = nn.Linear(hidden, width)
+        self.is_quick_gelu = activation == "quick_gelu"
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, T, D) one by one."""
+        if self.is_quick_gelu and _is_plain(self.fc1) and _is_plain(self.fc2):
+            hidden = _scaled_linear(self.fc1, tokens.flatten(0, -2), QUICK_GELU_SCALE, QUICK_GELU_SCALE)
+            hidden = F.silu(hidden, inplace=not hidden.requires_grad)
+            return _scaled_linear(self.fc2, hidden, 1 / QUICK_GELU_SCALE, 1).view(tokens.shape)
         return self.fc2(self.act(self.fc1(tokens)))
+
+
+def _scaled_linear(linear: nn.Linear, rows: Tensor, weight_scale: float, bias_scale: float) -> Tensor:
+    """Apply a linear layer to rows (M, D) as if its weight and bias were multiplied."""
+    bias = linear.bias * bias_scale if bias_scale != 1 else linear.bias
+    return torch.addmm(bias, rows, linear.weight.t(), alpha=weight_scale)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Tell whether a layer may be read past its ``forward``: not quantised, adapted, offloaded or hooked."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+        and "forward" not in linear.__dict__
+    )
 
 
 class TransformerBlock(GradientCheckpointingLayer):
@@ -78,9 +108,9 @@ class TransformerBlock(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, hidden, activation)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Update tokens (B, T, D)."""
-        tokens = tokens + self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor, num_updated: int | None = None) -> Tensor:
+        """Update tokens (B, T, D), or only the first ``num_updated`` of them, which come back alone."""
+        tokens = tokens[:, :num_updated] + self.attn(self.norm1(tokens), num_updated)
         return tokens + self.mlp(self.norm2(tokens))
 
 

@@ -5,6 +5,7 @@ architecture first in SparseFormer: Sparse Visual Recognition via Limited Latent
 Letters: B images, S pixels, N latents, T = N + 1 tokens (CLS first), D width, E embedding, I iterations, P points.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +32,11 @@ class SparseFormerOutput(ModelOutput):
         image_embeds: (B, E) aligned with the teacher's embedding, not normalised: after the projection for CLIP
             students, the final-norm CLS for AugReg students.
         logits: (B, classes) of the inherited classifier, for AugReg students only.
-        last_hidden_state: (B, T, D) tokens after the last cortex block, CLS first, before the final norm.
+        last_hidden_state: (B, T, D) tokens after the last cortex block, CLS first, before the final norm, where hidden
+            states are asked for; otherwise the last block computes CLS alone.
         pooler_output: (B, D) CLS after the final norm.
-        hidden_states: cortex input and the output of every block, each (B, T, D), where asked for.
+        hidden_states: cortex input and the output of every block, each (B, T, D), where asked for; None in place of
+            layers that were not.
         rois: (B, I + 1, N, 4) RoIs before the first and after every iteration, corners as image fractions, float32.
         sampling_points: (B, N, P, 2) points of the last sampling as image fractions, float32, where asked for.
     """
@@ -42,7 +45,7 @@ class SparseFormerOutput(ModelOutput):
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     rois: Tensor | None = None
     sampling_points: Tensor | None = None
 
@@ -86,30 +89,47 @@ class SparseFormerModel(PreTrainedModel):
 
         Args:
             pixel_values: (B, 3, S, S) normalised pixels.
-            output_hidden_states: keep the hidden states of the cortex; LLaVA's way of naming a layer (``-2``) is
-                understood as true.
+            output_hidden_states: True for all hidden states of the cortex; a layer (LLaVA's ``-2``) or several for
+                those alone, counted as in ``hidden_states``. Blocks beyond the last layer named are not computed, and
+                then nothing that needs them is returned.
             output_sampling_points: return the points of the last sampling.
             return_dict: a tuple comes back where this is False.
         """
-        keep_hidden_states = output_hidden_states is not None and output_hidden_states is not False
+        layers = _layers_to_keep(output_hidden_states, len(self.cortex))
         features = self.early_conv(pixel_values.to(self.early_conv.conv.weight.dtype))
         focus = self.focusing(features)
         tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), focus.latents], dim=1)
-        hidden_states = [tokens]
-        for block in self.cortex:
-            tokens = block(tokens)
-            hidden_states.append(tokens)
-        cls = self.norm(tokens[:, 0])
+        tokens, hidden_states = self._run_cortex(tokens, layers)
+        cls = None if tokens is None else self.norm(tokens[:, 0])
         output = SparseFormerOutput(
-            image_embeds=self.projection(cls) if self.config.projection_dim else cls,
-            logits=self.classifier(cls) if self.config.num_classes else None,
-            last_hidden_state=tokens,
+            image_embeds=self.projection(cls) if cls is not None and self.config.projection_dim else cls,
+            logits=self.classifier(cls) if cls is not None and self.config.num_classes else None,
+            last_hidden_state=tokens if layers else None,
             pooler_output=cls,
-            hidden_states=tuple(hidden_states) if keep_hidden_states else None,
+            hidden_states=hidden_states if layers else None,
             rois=focus.rois,
             sampling_points=place_points(focus.rois[:, -1], focus.offsets) if output_sampling_points else None,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _run_cortex(self, tokens: Tensor, layers: set[int]) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        """Run the cortex on tokens (B, T, D) as far as it is needed.
+
+        Args:
+            tokens: CLS and latents.
+            layers: hidden states to keep; without any, the last block computes CLS alone.
+
+        Returns:
+            The last block's output, (B, T, D) or (B, 1, D), None where it was not reached; the hidden states.
+        """
+        depth = len(self.cortex)
+        last_layer = max(layers, default=depth)
+        hidden_states = [tokens if 0 in layers else None]
+        for layer, block in enumerate(itertools.islice(self.cortex, last_layer), start=1):
+            tokens = block(tokens, num_updated=1 if layer == depth and not layers else None)
+            hidden_states.append(tokens if layer in layers else None)
+        hidden_states += [None] * (depth - last_layer)
+        return tokens if last_layer == depth else None, tuple(hidden_states)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -148,6 +168,17 @@ class SparseFormerModel(PreTrainedModel):
         point_mixing = torch.empty(config.mixing_points, config.num_sampling_points)
         matrices = [nn.init.xavier_uniform_(matrix).flatten() for matrix in (channel_mixing, point_mixing)]
         return torch.cat(matrices)
+
+
+def _layers_to_keep(wanted: bool | int | Sequence[int] | None, depth: int) -> set[int]:
+    """Turn what was asked for into layers 0 .. depth; none where no hidden state was asked for."""
+    if wanted is None or isinstance(wanted, bool):
+        return set(range(depth + 1)) if wanted else set()
+    layers = [wanted] if isinstance(wanted, int) else list(wanted)
+    for layer in layers:
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"no hidden state {layer}: the cortex has {depth} blocks, layers {-depth - 1} to {depth}")
+    return {layer % (depth + 1) for layer in layers}
 
 
 def _init_unit_norm(norm: nn.LayerNorm) -> None:
