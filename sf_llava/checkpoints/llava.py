@@ -19,7 +19,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from sf_llava.checkpoints.conversations import chat_template
 from sf_llava.checkpoints.llava_tokens import load_tokenizer
@@ -40,9 +40,23 @@ _IDENTITY = "model.multi_modal_projector.linear_2"
 
 
 def is_original(path: str | Path) -> bool:
-    """Say whether ``path`` is a directory in the llava package's format."""
-    config = Path(path) / "config.json"
-    return config.is_file() and "mm_vision_tower" in read_json(config)
+    """Say whether ``path`` is a directory (or hub name) in the llava package's format."""
+    return "mm_vision_tower" in _read_raw_config(path)
+
+
+def _read_raw_config(path: str | Path) -> dict[str, Any]:
+    """Read config.json as it is: AutoConfig would fill an original one with wrong defaults."""
+    config: str | Path | None = Path(path) / "config.json"
+    if not Path(path).is_dir():
+        try:
+            config = cached_file(str(path), "config.json")
+        except OSError as error:
+            raise ValueError(
+                f"no LLaVA at {path}: expected a directory with config.json and weights, or a name on the hub"
+            ) from error
+    elif not config.is_file():
+        raise ValueError(f"no LLaVA at {path}: the directory has no config.json")
+    return read_json(config)
 
 
 def load_llava(
@@ -56,7 +70,7 @@ def load_llava(
     """Load a LLaVA in either format, with a processor whose images are bit-equal to the original code's.
 
     Args:
-        path: a directory in transformers' or the llava package's format, or a hub name of the former.
+        path: a directory in transformers' or the llava package's format, or a name on the hub.
         dtype: of all weights; RoIs and rotary frequencies stay float32.
         tower: for original directories: where the tower's config and, if the directory lacks them, weights are;
             ``mm_vision_tower`` of the config by default.
@@ -69,13 +83,13 @@ def load_llava(
     Raises:
         ValueError: weights are missing, or the directory describes a LLaVA that transformers' class cannot be.
     """
-    if not is_original(path):
+    raw = _read_raw_config(path)
+    if "mm_vision_tower" not in raw:
         model, report = LlavaForConditionalGeneration.from_pretrained(
             path, dtype=dtype, output_loading_info=True, **placement
         )
         _check_report(path, report)
         return model.eval(), AutoProcessor.from_pretrained(path, backend="pil")
-    raw = read_json(Path(path) / "config.json")
     found = describe_tower(str(tower or raw["mm_vision_tower"]), str(path), raw.get("image_aspect_ratio") == "pad")
     config = read_config(raw, found)
     tokenizer = load_tokenizer(path, raw)

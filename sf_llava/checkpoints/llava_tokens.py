@@ -18,7 +18,8 @@ def load_tokenizer(path: str | Path, config: Mapping[str, Any]) -> PreTrainedTok
         path: the directory.
         config: its config.json.
     """
-    if not any((Path(path) / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    names = ("tokenizer.model", "tokenizer.json")
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in names):
         raise ValueError(f"{path} has no tokenizer: expected tokenizer.model (or tokenizer.json)")
     tokenizer = LlamaTokenizer.from_pretrained(path, legacy=True)
     added = ["<im_patch>"] * config.get("mm_use_im_patch_token", True)

@@ -118,6 +118,12 @@ def test_a_llava_that_cannot_be_is_one_clear_sentence(tmp_path, change, sentence
         load_llava(path)
 
 
+@pytest.mark.parametrize("name", ["", "no/such/folder"])
+def test_a_place_without_a_llava_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=r"no LLaVA at .*: "):
+        load_llava(tmp_path / name)
+
+
 def test_a_truncated_config_names_the_file(tmp_path):
     path = write_original(tmp_path)
     (path / "config.json").write_text('{"mm_vision_tower": ')
