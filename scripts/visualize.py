@@ -3,7 +3,7 @@
     python scripts/visualize.py
         the quickstart's student on four drawn pictures, beside its teacher: three PNG files in runs/visualize
     python scripts/visualize.py photos/*.jpg --encoder runs/sf-l-clip --output runs/photos
-        the same for your images; with --teacher NAME also what the teacher attends to
+        the same for your images
 
 Expected: the names of focus.png (input, RoIs of the first, third and last iteration, sampling points), iterations.png
 (RoIs of every iteration with the way of their centres) and heat.png (sampling mass, attention), and how far RoIs move.
@@ -19,23 +19,18 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-QUICKSTART = "runs/quickstart/encoder"
-
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files (default: drawn pictures)")
-    parser.add_argument("--encoder", metavar="DIR", help=f"encoder or run directory (default: {QUICKSTART})")
-    parser.add_argument("--teacher", metavar="NAME", help="teacher beside it (default: mini, with the quickstart's)")
+    parser.add_argument("--encoder", metavar="DIR", help="encoder or run directory (default: the quickstart's)")
+    parser.add_argument("--teacher", metavar="NAME", help="teacher beside it (default: the one that its run names)")
     parser.add_argument("--output", default="runs/visualize", metavar="DIR", help="where the pictures go (%(default)s)")
     parser.add_argument("--num-images", type=int, default=4, help="drawn pictures to show (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which drawn pictures (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where to run (%(default)s)")
-    arguments = parser.parse_args(argv)
-    if arguments.encoder is None and arguments.teacher is None:
-        arguments.teacher = "mini"
-    return arguments
+    return parser.parse_args(argv)
 
 
 def open_pictures(arguments: argparse.Namespace) -> "list[Image.Image]":
@@ -71,9 +66,11 @@ def main(argv: list[str]) -> None:
     from sf_llava import visualize
     from sf_llava.checkpoints.encoder import load_encoder
     from sf_llava.data.transforms import Preprocessing
+    from sf_llava.evaluation.setup import QUICKSTART, teacher_of
     from sf_llava.teachers import load_teacher
 
-    encoder = load_encoder(arguments.encoder or QUICKSTART, device=arguments.device)
+    path = arguments.encoder or QUICKSTART
+    encoder = load_encoder(path, device=arguments.device)
     config = encoder.config
     preprocessing = Preprocessing(config.image_size, config.image_mean, config.image_std)
     views = [preprocessing.fit(picture) for picture in open_pictures(arguments)]
@@ -87,8 +84,8 @@ def main(argv: list[str]) -> None:
             config.cortex_layer_norm_eps,
         )
         teacher_attention = None
-        if arguments.teacher:
-            teacher = load_teacher(arguments.teacher, device=arguments.device)
+        if teacher_name := arguments.teacher or teacher_of(path):
+            teacher = load_teacher(teacher_name, device=arguments.device)
             seen = torch.stack([teacher.preprocessing(view) for view in views]).to(arguments.device)
             last = teacher.num_hidden_layers - 1
             teacher_attention = visualize.cls_attention(

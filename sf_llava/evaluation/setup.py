@@ -24,9 +24,14 @@ def choose_models(encoder: str | None, teacher: str | None) -> tuple[str | None,
     if encoder is None and teacher in (None, "mini") and (Path(QUICKSTART) / "config.json").is_file():
         encoder = QUICKSTART
     if encoder is not None and teacher is None:
-        run = find_encoder(encoder).parent / "config.json"
-        teacher = read_json(run).get("teacher") if run.is_file() else None
+        teacher = teacher_of(encoder)
     return encoder, teacher or "mini"
+
+
+def teacher_of(encoder: str) -> str | None:
+    """Name the teacher of an encoder that lies in its run directory."""
+    run = find_encoder(encoder).parent / "config.json"
+    return read_json(run).get("teacher") if run.is_file() else None
 
 
 def load_models(encoder: str | None, teacher: str, dtype: str, device: torch.device) -> tuple[Teacher, list[Encoder]]:
