@@ -189,6 +189,15 @@ def test_tables_bring_captions_in_every_layout(tmp_path, layout):
     assert "only test is read" in data.remarks()[0]
 
 
+def test_a_hub_data_set_is_read_from_its_test_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for split, seeds in (("train", [0]), ("test", [1, 2])):
+        rows = {"image": [{"bytes": png(i), "path": None} for i in seeds], "caption": [[f"text {i}"] for i in seeds]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "set" / f"{split}-00000.parquet")
+    assert open_captions(f"hub:{tmp_path / 'set'}").captions == ["text 1", "text 2"]
+    assert open_captions(f"hub:{tmp_path / 'set'}:train").captions == ["text 0"]
+
+
 def test_a_table_without_captions_or_with_an_id_twice_is_refused(tmp_path):
     datasets = pytest.importorskip("datasets")
     image = [{"bytes": png(i), "path": None} for i in range(2)]

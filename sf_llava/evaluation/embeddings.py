@@ -90,8 +90,10 @@ def embed_images(
         advance: called with the number of images done.
 
     Raises:
-        ValueError: no image can be read.
+        ValueError: no image can be read, or a batch size below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     state = PartialState()
     keys: list[str] = []
     kept: list[tuple[Tensor, dict] | None] = []
