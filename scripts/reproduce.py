@@ -1,7 +1,7 @@
 """The paper's Tables 3, 6 and 8 in miniature: every row that can be run small, two seeds each, equal steps.
 
     python scripts/reproduce.py
-        on the drawn world: 14 rows x 2 seeds x 700 steps, about two and a half hours on two cores; resumable
+        on the drawn world: 14 rows x 2 seeds x 700 steps, a few hours on two cores; the same command resumes
     python scripts/reproduce.py --rows default no-reuse latents-8 --seeds 1 --steps 200
         some rows only
     python scripts/reproduce.py --teacher runs/mini_cifar10/clip --data parquet:train.parquet \\
@@ -132,7 +132,7 @@ def draw(rows: "list[Row]", measured: Measured, references: list[dict], path: Pa
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), dpi=160)
+    figure, axes = plt.subplots(figsize=(7.5, 5.2), dpi=160, layout="constrained")
 
     def line(name: str, points: list[tuple[float, float, int]], **style: Any) -> None:
         points = sorted(points)
@@ -158,10 +158,10 @@ def draw(rows: "list[Row]", measured: Measured, references: list[dict], path: Pa
         points = [point(entry, entry["top1"]) for entry in references if entry["name"].startswith(kind + ",")]
         line(f"teacher, {kind}", points, color=colour, marker="s", linestyle="--")
     line("teacher", [point(references[0], references[0]["top1"])], color="black", marker="*", markersize=12, ls="none")
-    axes.set(xlabel="multiply-adds of one image (G)", ylabel="zero-shot top-1 (%)", title="labels: visual tokens")
+    axes.set(xlabel="multiply-adds of one image (G)", ylabel="zero-shot top-1 (%)", title="numbers: visual tokens")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
+    axes.set_xlim(left=0)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path)
     plt.close(figure)
 

@@ -4,6 +4,7 @@ Rows follow Tables 3 (losses, reuse), 8 (truncate, tune, freeze) and 6 (token co
 directory of its own, so that a killed series goes on where it stopped. Letters: D teacher blocks, N latents.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,17 +214,20 @@ class Series:
 def compare_orderings(rows: Sequence[Row], measured: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Say for every row that the paper has whether it stands on the same side of its reference as there.
 
-    The verdict is ``unclear`` where the seeds' results overlap.
+    The verdict is ``unclear`` where the seeds' results overlap, or the difference is within the intervals of both.
     """
     found = []
     for row in rows:
         if row.paper_difference is None or not {row.key, row.reference} <= measured.keys():
             continue
-        own, reference = ([100 * run["top1"] for run in measured[key]] for key in (row.key, row.reference))
+        pair = measured[row.key], measured[row.reference]
+        own, reference = ([100 * run["top1"] for run in runs] for runs in pair)
+        half_widths = [mean(50 * (run["top1_interval"][1] - run["top1_interval"][0]) for run in runs) for runs in pair]
         difference = mean(own) - mean(reference)
         overlap = min(own) <= max(reference) and min(reference) <= max(own)
+        unclear = overlap or abs(difference) <= math.hypot(*half_widths)
         agrees = (difference > 0) == (row.paper_difference > 0)
-        verdict = "unclear" if overlap else "as in the paper" if agrees else "unlike the paper"
+        verdict = "unclear" if unclear else "as in the paper" if agrees else "unlike the paper"
         found.append(
             {"row": row.key, "difference": difference, "paper_difference": row.paper_difference, "verdict": verdict}
         )
