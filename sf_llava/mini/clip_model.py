@@ -1,0 +1,118 @@
+"""Builds small CLIP models with transformers' classes: configuration, word tokenizer, initial weights, saving.
+
+The result of :func:`save_clip` is an ordinary directory for ``CLIPModel``, ``AutoTokenizer`` and ``AutoProcessor``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+_SPECIAL = ("<pad>", "<start>", "<unknown>", "<end>")  # ids 0 .. 3; CLIP treats an end id of 2 in a legacy way
+_TEXT_LENGTH = 64
+
+
+def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole lower-case words: ``<start> words <end>``, padded on the right."""
+    vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<start>",
+        unk_token="<unknown>",
+        eos_token="<end>",
+        model_max_length=_TEXT_LENGTH,
+        padding_side="right",
+    )
+
+
+def build_clip(
+    vocabulary_size: int, *, width: int, layers: int, head_dim: int, text_width: int, text_layers: int, projection: int
+) -> CLIPModel:
+    """A CLIP of 64 px pictures in patches of 8, with SiLU and plain matmul attention (fastest on CPUs).
+
+    Shapes can be told apart only when attention finds neighbouring patches, so the image tower starts there: learned
+    positions are 2-D sines and cosines larger than the patches, and queries equal keys (mimetic initialisation,
+    Trockman and Kolter 2023), which makes the first attention local.
+    """
+    config = CLIPConfig(
+        vision_config={
+            "image_size": 64,
+            "patch_size": 8,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // head_dim,
+            "hidden_act": "silu",
+        },
+        text_config={
+            "vocab_size": vocabulary_size,
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": text_width // 64,
+            "max_position_embeddings": _TEXT_LENGTH,
+            "hidden_act": "silu",
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 3,
+        },
+        projection_dim=projection,
+    )
+    model = CLIPModel._from_config(config, attn_implementation="eager")
+    embeddings = model.vision_model.embeddings
+    with torch.no_grad():
+        embeddings.position_embedding.weight[1:] = sincos_positions(8, width)
+        embeddings.position_embedding.weight[0] = 0
+        for layer in model.vision_model.encoder.layers:
+            for rows in layer.self_attn.q_proj.weight.split(head_dim):
+                torch.nn.init.orthogonal_(rows)
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+    return model
+
+
+def sincos_positions(side: int, width: int) -> Tensor:
+    """2-D sine-cosine positions of a ``side`` x ``side`` grid in raster order. (side * side, width) float32"""
+    frequencies = torch.pi / 2 * 8 ** -torch.linspace(0, 1, width // 4)  # wavelengths of 4 to 32 patches
+    angles = torch.arange(side)[:, None] * frequencies  # [side, width / 4]
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
+    grid = torch.cat([axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)], dim=2)
+    return grid.reshape(side * side, width)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 to the (B, 3, H, W) float32 the vision tower takes."""
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def save_clip(
+    model: CLIPModel,
+    tokenizer: PreTrainedTokenizerFast,
+    directory: Path,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+) -> None:
+    """Fill ``directory`` with half-precision weights, tokenizer and image processor.
+
+    Class names and templates for zero-shot evaluation are recorded in config.json under ``zero_shot``.
+    """
+    half = CLIPModel(model.config).half()
+    half.load_state_dict(model.state_dict())
+    half.config.zero_shot = {"class_names": list(class_names), "templates": list(templates)}
+    half.save_pretrained(directory)
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=list(MEAN), image_std=list(STD)
+    )
+    CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(directory)
