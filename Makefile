@@ -1,18 +1,27 @@
 # make quickstart   bootstrap a student from the mini CLIP, offline, in minutes
 # make test         lint, then all tests
-# Both set everything up from nothing: a virtual environment in .venv with the package and its tools.
+# make test-llava   tests inside the original llava package, in an overlay of its own beside the environment
+# All set everything up from nothing: a virtual environment in .venv with the package and its tools.
 
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint clean
+# The versions that the llava package was released for; newer ones live in the environment itself.
+OVERLAY := .llava-overlay
+OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.15.1 huggingface-hub==0.23.4 \
+	accelerate==0.21.0 numpy==1.26.4 einops shortuuid
+
+.PHONY: quickstart test test-llava lint clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python scripts/bootstrap_clip.py --output runs/quickstart --resume
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2
+
+test-llava: $(OVERLAY)/.installed
+	PYTHONPATH=$(OVERLAY) $(VENV)/bin/python -m pytest -m llava tests/llava_package
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -22,5 +31,10 @@ $(INSTALLED): pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $(INSTALLED)
 
+$(OVERLAY)/.installed: $(INSTALLED)
+	rm -rf $(OVERLAY)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(OVERLAY) $(OVERLAY_PACKAGES)
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(OVERLAY) build *.egg-info

@@ -4,6 +4,7 @@ Every step is a function of (weights, optimiser state, step): images, their orde
 (seed, epoch, index), learning rates from the step. A killed run therefore resumes to the bit on CPU.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Trainer:
         writer = SummaryWriter(self.run.path / "tensorboard", purge_step=self.step) if self._is_main else None
         bar = tqdm(
             total=self.num_steps, initial=self.step, desc="bootstrap", unit="step", disable=not self._is_main,
-            dynamic_ncols=True,
+            dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30,
         )  # fmt: skip
         batches = self._batches()
         clock = time.perf_counter()
