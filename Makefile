@@ -15,7 +15,7 @@ OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.
 .PHONY: quickstart test test-llava lint clean
 
 quickstart: $(INSTALLED)
-	$(VENV)/bin/python scripts/bootstrap_clip.py --output runs/quickstart --resume
+	$(VENV)/bin/python scripts/bootstrap_clip.py --resume
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2

@@ -27,7 +27,7 @@ class BootstrapConfig:
     val_data: str | None = _flag(None, "validation images; default: some of --data, held out")
     classes: str | None = _flag(None, "classes of --val-data: mini, cifar10, imagenet or FILE.json; default: its own")
     val_images: int = _flag(1000, "how many held-out images to validate on")
-    output: str = _flag("runs/bootstrap", "run directory")
+    output: str = _flag("runs/quickstart", "run directory")
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
     resume: bool = _flag(False, "continue the run in --output where it was killed; start it if it has not begun")
     # student
@@ -76,8 +76,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mini": dict(
         data="mini:both",
         val_data="mini",
-        steps=700,
-        warmup_steps=35,
+        steps=450,
+        warmup_steps=25,
         batch_size=128,
         lr=2e-3,
         flip=0.0,
