@@ -110,20 +110,23 @@ def make_accelerator(config: BootstrapConfig) -> Accelerator:
 
 
 def measure_costs(teacher: Teacher, student: SparseFormerModel) -> list[dict[str, Any]]:
-    """Count visual tokens, parameters and multiply-adds of teacher and student."""
-    sizes = [
-        ("teacher", teacher, teacher.num_patches, teacher.num_parameters(), teacher.image_size),
-        ("student", student, student.config.num_latents, count_parameters(student), student.config.image_size),
-    ]
+    """Count visual tokens, parameters and multiply-adds (of all tokens through all blocks) of teacher and student."""
+    image_size = student.config.image_size
     return [
         {
-            "name": name,
-            "tokens": tokens,
-            "parameters": parameters,
-            "multiply_adds": count_multiply_adds(module, image_size),
+            "name": "teacher",
+            "tokens": teacher.num_patches,
+            "parameters": teacher.num_parameters(),
+            "multiply_adds": count_multiply_adds(teacher, teacher.image_size),
+            "image_size": teacher.image_size,
+        },
+        {
+            "name": "student",
+            "tokens": student.config.num_latents,
+            "parameters": count_parameters(student),
+            "multiply_adds": count_multiply_adds(student, image_size, output_hidden_states=True),
             "image_size": image_size,
-        }
-        for name, module, tokens, parameters, image_size in sizes
+        },
     ]
 
 
