@@ -14,6 +14,22 @@ OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 AUGREG_MEAN = AUGREG_STD = (0.5, 0.5, 0.5)
 
+POSITIVE_FIELDS = (
+    "image_size",
+    "num_latents",
+    "hidden_size",
+    "focusing_size",
+    "num_focusing_iterations",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "focusing_num_attention_heads",
+    "intermediate_size",
+    "conv_channels",
+    "num_sampling_points",
+    "mixing_size",
+    "mixing_points",
+)
+
 
 class SparseFormerConfig(PretrainedConfig):
     """Configuration of a :class:`~sf_llava.model.SparseFormerModel`.
@@ -96,12 +112,7 @@ class SparseFormerConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check(self) -> None:
-        positive = (
-            "image_size num_latents hidden_size focusing_size num_focusing_iterations num_hidden_layers "
-            "num_attention_heads focusing_num_attention_heads intermediate_size conv_channels num_sampling_points "
-            "mixing_size mixing_points"
-        ).split()
-        for name in positive:
+        for name in POSITIVE_FIELDS:
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
         if self.num_sampling_points < 2:
