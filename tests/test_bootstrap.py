@@ -251,3 +251,31 @@ def test_no_space_left_keeps_what_is_written(world, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-0000002", "step-0000004"]
     monkeypatch.setattr(Accelerator, "save_state", original)
     assert bootstrap(BootstrapConfig(**settings(world, tmp_path, resume=True)))["val_cosine"] > 0
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Path:
+    """Twelve pictures in each of three named folders: a labelled data set."""
+    path = tmp_path_factory.mktemp("classes")
+    for seed, name in enumerate(("circle", "heart", "star")):
+        save_images(path / name, 12, seed=seed)
+    return path
+
+
+@pytest.mark.parametrize("changes", [dict(loss="kl", temperature=5.0), dict(class_loss_weight=0.5)])
+def test_losses_on_classes_train_where_classes_are_known(world, classes, tmp_path, changes):
+    folder = f"folder:{classes}"
+    changes |= dict(teacher="mini", data=folder, val_data=folder, steps=20)
+    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, **changes)))
+    losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert results["zero_shot"]["num_images"] == 36
+    assert 0 <= results["val_top1"] <= 1
+
+
+def test_losses_on_classes_ask_for_classes(world, tmp_path):
+    with pytest.raises(ValueError, match="--val-data"):
+        bootstrap(BootstrapConfig(**settings(world, tmp_path, loss="kl")))
+    with pytest.raises(ValueError, match="test images only"):
+        changes = dict(teacher="mini", data="mini", val_data="mini", class_loss_weight=1.0)
+        bootstrap(BootstrapConfig(**settings(world, tmp_path, **changes)))

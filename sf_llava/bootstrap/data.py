@@ -32,22 +32,31 @@ class BootstrapData:
 def open_data(config: BootstrapConfig, teacher: Teacher, image_size: int) -> BootstrapData:
     """Open training and validation images with the teacher's preprocessing at ``image_size`` pixels."""
     preprocessing = replace(teacher.preprocessing, image_size=image_size)
-    labels = None
-    if config.class_loss_weight:
-        labelled = open_labelled(config.data)
-        source, labels = labelled.source, labelled.labels
-    else:
-        source = open_images(config.data)
+    source = open_images(config.data)
+    labels = training_labels(config, teacher) if config.class_loss_weight else None
     if config.val_data is None:
         source, held_out = hold_out(source, config.val_images, config.seed)
         labels = labels and [labels[i] for i in source.indices]
         validation, task = ValidationImages(held_out, preprocessing, config.val_images, None), None
     else:
         validation, task = open_validation(config, teacher, preprocessing)
+    if task is None and (config.loss == "kl" or config.class_loss_weight):
+        raise ValueError("class logits need classes: name a --val-data that has them (and --classes)")
     crop = None if config.crop_scale_min == 1 else (config.crop_scale_min, 1.0)
     ratio = (1 / config.crop_ratio_max, config.crop_ratio_max)
     images = BootstrapImages(source, BootstrapTransform(preprocessing, config.flip, crop, ratio), config.seed)
     return BootstrapData(images, labels, validation, task)
+
+
+def training_labels(config: BootstrapConfig, teacher: Teacher) -> list[int]:
+    """Read the class of every training image, in the order of the class set, for the added class loss.
+
+    Raises:
+        ValueError: the data set has no training labels.
+    """
+    if config.data.split(":")[0] == "mini":
+        raise ValueError("--class-loss-weight needs labelled training images; the drawn world labels test images only")
+    return zero_shot_task(teacher, open_labelled(config.data), config.classes).labels
 
 
 def open_validation(

@@ -95,12 +95,14 @@ def check_fits(config: SparseFormerConfig, teacher: Teacher) -> None:
     Raises:
         ValueError: listing every field that differs.
     """
-    fits = student_config(teacher, num_truncated=teacher.num_hidden_layers - config.num_hidden_layers)
+    fits = student_config(teacher, num_truncated=0)
     wrong = [
         f"{name} is {getattr(config, name)}, the teacher's is {getattr(fits, name)}"
         for name in INHERITED_FIELDS
         if getattr(config, name) != getattr(fits, name)
     ]
+    if config.num_hidden_layers > teacher.num_hidden_layers:
+        wrong.append(f"its cortex has {config.num_hidden_layers} blocks, the teacher {teacher.num_hidden_layers}")
     if wrong:
         raise ValueError(f"the student does not fit teacher {teacher.name}: {'; '.join(wrong)}")
 

@@ -50,9 +50,9 @@ class RunDirectory:
     def start(self, config: dict[str, Any], step: int) -> None:
         """Write the configuration, drop log lines beyond ``step`` and leftovers of a killed writer."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.path / "config.json", config)
         for leftover in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*"), *self.path.glob(".*.old")]:
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+        files.write_json(self.path / "config.json", config)
         kept = [line for line in self.read_log() if line["step"] <= step]
         files.write_bytes(self.log_path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 

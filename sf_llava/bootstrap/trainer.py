@@ -4,6 +4,7 @@ Every step is a function of (weights, optimiser state, step): images, their orde
 (seed, epoch, index), learning rates from the step. A killed run therefore resumes to the bit on CPU.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -243,7 +244,12 @@ class Trainer:
         try:
             accelerator.save_state(str(hidden))
         except Exception as error:
-            raise OSError(f"checkpoint {final} could not be written ({error}); the ones before it are whole") from error
+            shutil.rmtree(hidden, ignore_errors=True)
+            free = shutil.disk_usage(final.parent).free / 1e6
+            raise OSError(
+                f"checkpoint {final} could not be written ({error}; {free:,.0f} MB are free there); the ones before "
+                "it are whole: make room, then --resume"
+            ) from error
         new = sorted(set(_gather_lists(list(self.newly_skipped), accelerator)) - self.skipped)
         self.skipped.update(new)
         self.newly_skipped.clear()
