@@ -1,11 +1,13 @@
-"""Train the small CLIP teachers on a CPU: on the drawn world (shipped with the package), or on CIFAR-10.
+"""Train the small models on a CPU: CLIP teachers on the drawn world (shipped) or on CIFAR-10, and the mini LLaVA.
 
     python scripts/train_mini.py clip --threads 2
         about a quarter of an hour on two free cores; over 97 % zero-shot on both domains of the drawn world
     python scripts/train_mini.py cifar10 --train train.parquet --validation validation.parquet --output runs/cifar10
         about an hour on one core; about 75 % zero-shot on the validation photographs
+    python scripts/train_mini.py llava
+        about 25 minutes on one core: the shipped LLaVA with the shipped CLIP, on questions in ScienceQA's form
 
-Both write OUTPUT/clip (an ordinary CLIPModel directory with tokenizer and processor), OUTPUT/results.json,
+All write OUTPUT/clip or OUTPUT/llava (an ordinary model directory with tokenizer and processor), OUTPUT/results.json,
 OUTPUT/log.jsonl and OUTPUT/checkpoint.pt. The same command continues a run that was interrupted.
 """
 
@@ -13,18 +15,20 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|cifar10")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|cifar10|llava")
     clip = kinds.add_parser("clip", help="the shipped teacher, trained on pictures drawn on the fly")
     cifar10 = kinds.add_parser("cifar10", help="a teacher of photographs, trained from scratch on CIFAR-10")
     cifar10.add_argument("--train", required=True, metavar="FILE.parquet", help="labelled training images")
     cifar10.add_argument("--validation", metavar="FILE.parquet", help="labelled images to measure accuracy on")
-    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256)):
+    llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
+    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 1800, 16)):
         output = f"runs/mini_{sub.prog.split()[-1]}"
         sub.add_argument("--output", type=Path, default=Path(output), help=f"run directory (default {output})")
         sub.add_argument("--seed", type=int, default=0, help="initial weights, captions, augmentation (default 0)")
@@ -48,6 +52,17 @@ def main(argv: list[str]) -> None:
         from sf_llava.mini import clip_teacher
 
         results = clip_teacher.train_teacher(replace(clip_teacher.RECIPE, **numbers), args.output)
+    elif args.kind == "llava":
+        from sf_llava.checkpoints.conversations import CONVERSATIONS, chat_template
+        from sf_llava.mini import llava_training
+
+        results = llava_training.train_llava(
+            replace(llava_training.RECIPE, **numbers),
+            args.output,
+            chat_template("vicuna_v1"),
+            CONVERSATIONS["vicuna_v1"],
+            measure_llava,
+        )
     else:
         from sf_llava.data import open_labelled
         from sf_llava.mini import clip_cifar10
@@ -56,7 +71,30 @@ def main(argv: list[str]) -> None:
         validation = open_labelled(f"parquet:{args.validation}") if args.validation else None
         recipe = replace(clip_cifar10.RECIPE, **numbers)
         results = clip_cifar10.train_on_labelled(training, validation, recipe, args.output)
-    print(f"CLIP saved in {args.output / 'clip'}; {results}")
+    name = "llava" if args.kind == "llava" else "clip"
+    print(f"saved in {args.output / name}; {results}")
+
+
+def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
+    """Accuracy of generated answers on image and text questions and by kind; on the test split also without image."""
+    from sf_llava.evaluation.scienceqa import Answerer, Generation, make_batches
+    from sf_llava.metrics.scienceqa import parse_answer
+    from sf_llava.mini.questions import kind_of, open_questions
+
+    data = open_questions(split, 6000 if split == "test" else 600)
+    answerer = Answerer(model, processor, Generation(max_new_tokens=64))
+    right: dict[str, list[bool]] = {}
+    model.eval()
+    for blind in (False, True) if split == "test" else (False,):
+        for batch in make_batches([problem for problem in data.problems if problem.has_image or not blind], 60):
+            images = [[data.load_image(p)] if p.has_image and not blind else [] for p in batch]
+            prompts = [answerer.prompt(p, bool(image)) for p, image in zip(batch, images, strict=True)]
+            for p, text in zip(batch, answerer.answer(prompts, images, 0), strict=True):
+                groups = ("blind",) if blind else ("image" if p.has_image else "text", kind_of(p.id))
+                for group in groups:
+                    right.setdefault(group, []).append(parse_answer(text, len(p.choices)) == p.answer)
+    model.train()
+    return {group: sum(values) / len(values) for group, values in sorted(right.items())}
 
 
 if __name__ == "__main__":

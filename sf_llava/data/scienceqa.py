@@ -1,7 +1,8 @@
 """ScienceQA: its problems by name, its pictures, LLaVA's wording of a question, and files of predictions.
 
 A name is the folder of the published layout (``problems.json``, ``pid_splits.json``, ``images/SPLIT/ID/image.png``),
-``parquet:PATH_OR_GLOB`` or ``hub:NAME`` (columns ``question``, ``choices``, ``answer``, ``image`` ...).
+``parquet:PATH_OR_GLOB`` or ``hub:NAME`` (columns ``question``, ``choices``, ``answer``, ``image`` ...), or ``mini`` or
+``mini:N``: questions on the drawn world.
 """
 
 import json
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LETTERS = "ABCDE"
-VALID = "the folder that holds problems.json, pid_splits.json and images/, parquet:PATH_OR_GLOB, or hub:NAME"
+VALID = "the folder that holds problems.json, pid_splits.json and images/, parquet:PATH_OR_GLOB, hub:NAME, or mini[:N]"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ def open_scienceqa(name: str, split: str = "test") -> ScienceQA:
         ValueError: unknown name or split, or files that do not hold what they should; the message says what.
     """
     kind, _, where = name.partition(":")
+    if kind == "mini":
+        from sf_llava.mini.questions import open_questions
+
+        return open_questions(split, where)
     if kind in ("parquet", "hub") and where:
         return _open_table(name, kind, where, split)
     path = Path(name).expanduser()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from transformers import CLIPModel
 
 from ..files import write_bytes
 from .clip_model import normalise
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,12 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, g
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
-def build_optimizers(model: CLIPModel, head: nn.Module | None, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside both towers' blocks, AdamW for everything else."""
+def build_optimizers(model: nn.Module, head: nn.Module | None, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers' blocks, AdamW for everything else that is to be trained."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
-        (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+        if parameter.requires_grad:
+            (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
     if head is not None:
         others += list(head.parameters())
     return [
@@ -164,15 +168,17 @@ def zero_shot_accuracy(
 
 
 def train(
-    model: CLIPModel,
+    model: Model,
     head: DenseHead | None,
-    make_batch: Callable[[int], Batch],
-    evaluate: Callable[[CLIPModel], dict[str, float]],
+    make_batch: Callable[[int], Any],
+    evaluate: Callable[[Model], dict[str, float]],
     config: TrainingConfig,
     run_dir: Path,
+    step_losses: Callable[[Model, DenseHead | None, Any], dict[str, Tensor]] = training_step,
 ) -> float:
     """Train in place, with a progress bar; returns the seconds spent, earlier parts of a resumed run included.
 
+    ``step_losses(model, head, make_batch(step))`` gives the ``loss`` to minimise and others for the log.
     ``run_dir`` receives ``log.jsonl`` and ``checkpoint.pt`` (written atomically); a checkpoint found there is resumed.
     """
     optimizers = build_optimizers(model, head, config)
@@ -202,7 +208,7 @@ def train(
             factor = learning_rate_factor(step, config)
             for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
                 optimizer.param_groups[0]["lr"] = rate * factor
-            losses = training_step(model, head, make_batch(step))
+            losses = step_losses(model, head, make_batch(step))
             losses["loss"].backward()
             for optimizer in optimizers:
                 optimizer.step()

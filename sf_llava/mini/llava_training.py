@@ -1,0 +1,213 @@
+"""Trains the mini LLaVA on the drawn world's questions (``scripts/train_mini.py llava``).
+
+The vision tower is frozen, so its features of a fixed pool of pictures are computed once, and a step costs the LLM
+alone. Several questions share their picture in one row: each attends to the picture and to itself, at the positions
+it has when it is asked alone, so the loss is that of single-question conversations.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from sf_llava.data.scienceqa import LETTERS, Problem, ask, explain
+
+from ..files import write_directory, write_json
+from .canvas import Scene
+from .clip_model import normalise
+from .clip_training import TrainingConfig, train
+from .llava_model import IMAGE_TOKENS, build_llava, build_processor, build_tokenizer, fit_projector, save_llava
+from .picture_questions import describe
+from .questions import draw_picture, picture_problems, text_problem
+
+RECIPE = TrainingConfig(steps=1800, batch_size=16, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=100)
+POOL = 24_000  # pictures
+_QUESTIONS_A_PICTURE = 5
+_TEXT_ROWS, _QUESTIONS_A_TEXT_ROW = 6, 6
+_DESCRIBE = "Describe the picture."
+_IGNORED = -100
+_LETTER_WEIGHT = 4.0  # of an answer's letter in the loss; finding the option comes late otherwise
+_PLACE = "QUESTION"
+
+Measure = Callable[[LlavaForConditionalGeneration, LlavaProcessor, str], dict[str, float]]
+
+
+@dataclass
+class QuestionBatch:
+    """Rows of questions that share a prefix.
+
+    Attributes:
+        features: (P, 64, 128) the vision tower's tokens of the first P rows' pictures.
+        input_ids: (B, L) int64.
+        positions: (B, L) int64; every question starts right behind the prefix.
+        segments: (B, L) int64: 0 the prefix, 1 .. a row's questions, -1 padding.
+        targets: (B, L) int64, the next token where it belongs to an answer, -100 elsewhere.
+        letters: (5,) int64, the ids of A .. E.
+    """
+
+    features: Tensor
+    input_ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    targets: Tensor
+    letters: Tensor
+
+
+@dataclass
+class PicturePool:
+    """The pictures of the training: what they show, and what the frozen tower sees in them."""
+
+    scenes: list[Scene]
+    features: Tensor  # [pictures, 64, 128] bfloat16
+
+
+@torch.no_grad()
+def draw_pool(model: LlavaForConditionalGeneration, count: int, chunk: int = 128) -> PicturePool:
+    """Draw ``count`` training pictures and let the vision tower look at them."""
+    scenes, features = [], []
+    for start in tqdm(range(0, count, chunk), desc="pictures", unit="batch", mininterval=2, leave=False):
+        drawn = [draw_picture(index, "train") for index in range(start, min(start + chunk, count))]
+        pixels = normalise(torch.from_numpy(np.stack([scene.image for scene in drawn])))
+        with torch.autocast("cpu", torch.bfloat16):
+            states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features.append(states[-2][:, 1:].bfloat16())  # CLS dropped
+        empty = np.empty(0)
+        scenes += [replace(scene, image=empty, owner=empty) for scene in drawn]
+    return PicturePool(scenes, torch.cat(features))
+
+
+class Packer:
+    """Writes questions as the evaluation does and packs them into rows."""
+
+    def __init__(self, processor: LlavaProcessor) -> None:
+        self.tokenizer = processor.tokenizer
+        self.letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS)))
+        self.prefixes = {}
+        for has_image in (True, False):
+            content = [{"type": "image"}] * has_image + [{"type": "text", "text": _PLACE}]
+            messages = [{"role": "user", "content": content}]
+            prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            before, self.after = prompt.split(_PLACE)
+            expanded = before.replace(processor.image_token, processor.image_token * IMAGE_TOKENS)
+            self.prefixes[has_image] = self.tokenizer(expanded).input_ids
+
+    def encode(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of questions and answers, the end token included."""
+        texts = [text for question, answer in pairs for text in (question + self.after, answer)]
+        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return [(ids[i], [*ids[i + 1], self.tokenizer.eos_token_id]) for i in range(0, len(ids), 2)]
+
+    def pack(self, rows: list[tuple[bool, list[tuple[str, str]]]], features: Tensor) -> QuestionBatch:
+        """Pack rows of (has a picture, its questions and answers); those with a picture come first."""
+        encoded = iter(self.encode([pair for _, pairs in rows for pair in pairs]))
+        packed = []
+        for has_image, pairs in rows:
+            prefix = self.prefixes[has_image]
+            ids, positions, segments = list(prefix), list(range(len(prefix))), [0] * len(prefix)
+            targets = [_IGNORED] * len(prefix)
+            for segment in range(1, len(pairs) + 1):
+                question, answer = next(encoded)
+                length = len(question) + len(answer)
+                ids += question + answer
+                positions += range(len(prefix), len(prefix) + length)
+                segments += [segment] * length
+                targets += [_IGNORED] * (len(question) - 1) + answer + [_IGNORED]
+            packed.append((ids, positions, segments, targets))
+        length = max(len(ids) for ids, *_ in packed)
+        fillers = (self.tokenizer.pad_token_id, 0, -1, _IGNORED)
+        columns = [
+            torch.tensor([row + [filler] * (length - len(row)) for row in column])
+            for column, filler in zip(zip(*packed, strict=True), fillers, strict=True)
+        ]
+        return QuestionBatch(features, *columns, self.letters)
+
+
+def make_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) -> QuestionBatch:
+    """The batch of a step: ``batch_size`` pictures with questions and a description each, and rows without picture."""
+    count = len(pool.scenes)
+    rows, chosen = [], []
+    for number in range(step * batch_size, (step + 1) * batch_size):
+        index, visit = number % count, number // count
+        scene = pool.scenes[index]
+        problems = islice(picture_problems(scene, index, "train", visit), _QUESTIONS_A_PICTURE)
+        rows.append((True, [(_DESCRIBE, describe(scene)), *map(_conversation, problems)]))
+        chosen.append(index)
+    for row in range(step * _TEXT_ROWS, (step + 1) * _TEXT_ROWS):
+        first = row * _QUESTIONS_A_TEXT_ROW
+        problems = (text_problem(index, "train") for index in range(first, first + _QUESTIONS_A_TEXT_ROW))
+        rows.append((False, list(map(_conversation, problems))))
+    return packer.pack(rows, pool.features[chosen].float())
+
+
+def _conversation(problem: Problem) -> tuple[str, str]:
+    return ask(problem), explain(problem)
+
+
+def sample_texts(count: int = 4000) -> list[str]:
+    """Training texts, enough of them to hold every word."""
+    scenes = {index: draw_picture(index, "train") for index in range(count // 2)}
+    problems = [problem for index, scene in scenes.items() for problem in picture_problems(scene, index, "train")]
+    problems += [text_problem(index, "train") for index in range(count)]
+    texts = [text for problem in problems for text in _conversation(problem)]
+    return [*texts, *map(describe, scenes.values()), _DESCRIBE, "USER: ASSISTANT:"]
+
+
+def answer_loss(model: LlavaForConditionalGeneration, batch: QuestionBatch) -> Tensor:
+    """Mean negative log-likelihood of the answers' tokens, letters weighted higher."""
+    length = batch.input_ids.shape[1]
+    keys, queries = batch.segments[:, None, :], batch.segments[:, :, None]
+    allowed = ((keys == 0) | (keys == queries)) & torch.ones(length, length, dtype=torch.bool).tril()  # [B, L, L]
+    mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[:, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        pictures = model.model.multi_modal_projector(batch.features)  # [P, 64, D]
+        embeds = model.get_input_embeddings()(batch.input_ids)  # [B, L, D]
+        places = (batch.input_ids == model.config.image_token_index)[..., None]
+        embeds = embeds.masked_scatter(places, pictures.to(embeds.dtype))
+        states = model.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+        asked = batch.targets != _IGNORED
+        logits = model.lm_head(states[asked])
+    weights = torch.ones(logits.shape[1]).index_fill_(0, batch.letters, _LETTER_WEIGHT)
+    return F.cross_entropy(logits.float(), batch.targets[asked], weights)
+
+
+def train_llava(
+    config: TrainingConfig, run_dir: Path, template: str, system: str, measure: Measure
+) -> dict[str, float]:
+    """Train, save the LLaVA directory ``run_dir/llava``, and return what ``measure`` finds on the test split.
+
+    Args:
+        config: the numbers.
+        run_dir: receives model, results, log and checkpoint.
+        template: chat template of the conversation, with ``system`` as its system prompt.
+        system: the system prompt.
+        measure: answers a split's questions and returns accuracies.
+    """
+    torch.manual_seed(config.seed)
+    tokenizer = build_tokenizer(sample_texts(), system)
+    processor = build_processor(tokenizer, template)
+    model = build_llava(tokenizer)
+    pool = draw_pool(model, POOL)
+    fit_projector(model, pool.features[:1000])
+    packer = Packer(processor)
+    seconds = train(
+        model,
+        None,
+        lambda step: make_batch(step, packer, pool, config.batch_size),
+        lambda model: measure(model, processor, "validation"),
+        config,
+        run_dir,
+        lambda model, head, batch: {"loss": answer_loss(model, batch)},
+    )
+    results = measure(model, processor, "test") | {"seconds": round(seconds)}
+    write_directory(run_dir / "llava", lambda directory: save_llava(model, processor, directory))
+    write_json(run_dir / "results.json", results)
+    return results
