@@ -101,9 +101,12 @@ def make_accelerator(config: BootstrapConfig) -> Accelerator:
     """
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     precision = config.dtype
-    if precision == "auto":
-        fast = torch.cpu._is_amx_tile_supported() if cpu else torch.cuda.is_bf16_supported()
-        precision = "bf16" if fast else "fp32" if cpu else "fp16"
+    if precision == "auto" and cpu:
+        precision = "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    elif precision == "auto" and torch.cuda.is_available():
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    elif precision == "auto":
+        precision = "fp32"
     if precision == "fp16" and cpu:
         raise ValueError("--dtype fp16 does not train on a CPU; use bf16 or fp32")
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
