@@ -55,3 +55,29 @@ def save(output: Path, name: str, device: str, rows: Sequence[dict[str, Any]], *
     write_json(path, {"benchmark": name, "settings": settings, "environment": environment(device), "rows": list(rows)})
     print(f"written to {path}")
     return path
+
+
+def plot_throughput(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Plot images a second against tokens: ours, and CLIP as a line at each pair's level."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    largest = max(row["batch_size"] for row in rows)
+    shown = [row for row in rows if row["batch_size"] == largest and row["mode"] == rows[-1]["mode"]]
+    tokens = [row["tokens"] for row in shown]
+    ours, clip = ([largest / row[side]["seconds"] for row in shown] for side in ("student", "teacher"))
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    axes.vlines(tokens, clip, ours, colors="grey", linestyles="dotted", linewidth=0.8)
+    axes.plot(tokens, ours, "o", label="SparseFormer")
+    axes.plot(tokens, clip, "s", label="the CLIP it replaces")
+    for row, x, y in zip(shown, tokens, ours, strict=True):
+        axes.annotate(f"{row['pair']} {row['speed_up']:.1f}x", (x, y), (4, 4), textcoords="offset points")
+    axes.set(xlabel="tokens of the SparseFormer", ylabel="images a second", yscale="log", title=title)
+    axes.margins(x=0.25)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+    print(f"written to {path}")

@@ -14,6 +14,7 @@ from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model.cortex import TransformerBlock
 from sf_llava.model.mixing import AdaptiveMixing
 from sf_llava.model.rois import adjust_rois, encode_positions
+from sf_llava.ops import prepare_map
 
 
 class Focus(NamedTuple):
@@ -88,6 +89,7 @@ class FocusingTransformer(nn.Module):
         batch, latents = features.shape[0], self.initial_rois.shape[0]
         tokens = self.latent_embedding.expand(batch, latents, -1)
         rois = self.initial_rois.to(torch.promote_types(self.initial_rois.dtype, torch.float32)).expand(batch, -1, -1)
+        features = prepare_map(features)
         history = [rois]
         for stage in self.stage_embedding:
             tokens, rois = self.block(tokens + stage, features, rois)

@@ -22,26 +22,27 @@ def sample_forward(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
 
 def sample_backward(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of features, RoIs and offsets from those of the samples, (B, N, P, C)."""
-    rows, weights, fractions, inside = _corners(features, rois, offsets)
+    rows, weights, fractions, pixels = _corners(features, rois, offsets)
+    size = _map_size(features, weights.dtype)
+    inside = (pixels > 0) & (pixels < size - 1)  # where a coordinate is clipped at the border its gradient is 0
     grad = grad.to(weights.dtype).flatten(0, 2)  # [M, C]
     table = features.to(weights.dtype).flatten(0, 2)  # [B H W, C]
 
     # Forward, a sample is a bag of four pixels; for the map's gradient, a pixel is a bag of the samples that read it.
     flat = rows.flatten()
     ordered, order = flat.sort(stable=True)
-    pixels = torch.arange(table.shape[0], dtype=flat.dtype, device=flat.device)
-    starts = torch.searchsorted(ordered, pixels, out_int32=flat.dtype == torch.int32)
-    sample_of_row = torch.arange(flat.shape[0], dtype=flat.dtype, device=flat.device).div(4, rounding_mode="floor")
-    readers = sample_of_row[order]
+    every_pixel = torch.arange(table.shape[0], dtype=flat.dtype, device=flat.device)
+    starts = torch.searchsorted(ordered, every_pixel, out_int32=flat.dtype == torch.int32)
+    readers = (order >> 2).to(flat.dtype)
     d_table = F.embedding_bag(readers, grad, starts, mode="sum", per_sample_weights=weights.flatten()[order])
 
-    bags = sample_of_row[::4] * 4
+    sample_of_row = torch.arange(flat.shape[0], dtype=flat.dtype, device=flat.device) >> 2
+    bags = torch.arange(0, flat.shape[0], 4, dtype=flat.dtype, device=flat.device)
     d_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(grad, table, flat, bags, sample_of_row, 0)
     top_left, top_right, bottom_left, bottom_right = d_weights.view(*offsets.shape[:3], 4).unbind(-1)
     x, y = fractions.unbind(-1)
     d_x = (top_right - top_left) * (1 - y) + (bottom_right - bottom_left) * y
     d_y = (bottom_left - top_left) * (1 - x) + (bottom_right - top_right) * x
-    size = _map_size(features, weights.dtype)
     d_points = torch.stack([d_x, d_y], dim=-1) * inside * size  # [B, N, P, 2]
     d_rois, d_offsets = place_points_backward(d_points, to_geometry(rois), to_geometry(offsets))
     return d_table.view_as(features).to(features.dtype), d_rois.to(rois.dtype), d_offsets.to(offsets.dtype)
@@ -86,26 +87,25 @@ def _corners(features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, T
 
     Returns:
         rows (M, 4) of the flattened map; weights (M, 4); fractions (B, N, P, 2), the point's position between its
-        pixels; inside (B, N, P, 2), whether the coordinate was not clipped at the border (there its gradient is 0).
+        pixels; pixels (B, N, P, 2), where the point lies in units of the map's pixels, not clipped.
     """
     batch, height, width, _ = features.shape
     points = place_points(rois, offsets)
     last = _map_size(features, points.dtype) - 1
     pixels = points * (last + 1) - 0.5
-    inside = (pixels > 0) & (pixels < last)
-    pixels = torch.minimum(pixels.clamp(min=0), last)
-    whole = pixels.floor()
-    fractions = pixels - whole
+    clipped = torch.minimum(pixels.clamp(min=0), last)
+    whole = clipped.floor()
+    fractions = clipped - whole
     index = torch.int32 if batch * height * width < 2**31 else torch.int64
     # Not a number survives in the weights, but must not become a wild index.
-    x0, y0 = whole.nan_to_num(0).to(index).unbind(-1)
+    x0, y0 = whole.to(index).clamp(min=0).unbind(-1)
     x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
     first = torch.arange(batch, dtype=index, device=features.device)[:, None, None] * (height * width)
     top, bottom = first + y0 * width, first + y1 * width
     rows = torch.stack([top + x0, top + x1, bottom + x0, bottom + x1], dim=-1)
     x, y = fractions.unbind(-1)
     weights = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y], dim=-1)
-    return rows.view(-1, 4), weights.view(-1, 4), fractions, inside
+    return rows.view(-1, 4), weights.view(-1, 4), fractions, pixels
 
 
 def _map_size(features: Tensor, dtype: torch.dtype) -> Tensor:
