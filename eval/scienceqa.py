@@ -1,5 +1,8 @@
 """ScienceQA with a LLaVA: its own vision tower, a SparseFormer in its place, and what the image is worth.
 
+    python eval/scienceqa.py
+        the embedded default, offline in about a minute: the mini LLaVA on 600 questions of the drawn world, with its
+        own tower and with the student of make quickstart (--data mini:6000 asks more)
     python eval/scienceqa.py run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
@@ -11,7 +14,7 @@
         the paired difference of two predictions, its 95 % interval and McNemar's test
 
 Expected: a table with one row a tower and control: accuracy over all and over image questions with 95 % intervals, and
-how many answers could not be read. No arguments at all: run on the embedded default.
+how many answers could not be read.
 """
 
 import argparse
@@ -25,6 +28,8 @@ from typing import Any
 from sf_llava import cli
 
 CONTROLS = ("blind", "shuffled", "grey")
+MINI = "mini"
+QUICKSTART = Path("runs/quickstart")
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
 
@@ -33,8 +38,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="let a LLaVA answer, then score")
-    run.add_argument("--model", default="mini", metavar="DIR", help="LLaVA, original or transformers' format")
-    run.add_argument("--encoder", metavar="DIR", help="SparseFormer (or its run) to put in the tower's place")
+    run.add_argument("--model", default=MINI, metavar="DIR", help="LLaVA, original or transformers' (%(default)s)")
+    run.add_argument(
+        "--encoder", metavar="DIR", help="SparseFormer (or its run) for the tower's place (mini: the quickstart's)"
+    )
     run.add_argument("--towers", nargs="+", choices=["original", "swapped"], help="default: both with --encoder")
     run.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
@@ -58,7 +65,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     compare.add_argument("second", metavar="B")
     compare.add_argument("--json", metavar="OUT", help="write the comparison here")
     for command in (run, score, compare):
-        command.add_argument("--data", metavar="NAME", help="folder of the published layout, parquet:PATH or hub:NAME")
+        command.add_argument("--data", metavar="NAME", help="folder as published, parquet:PATH, hub:NAME or mini[:N]")
         command.add_argument("--split", default="test", help="split (%(default)s)")
     for command in (score, compare):
         command.add_argument("--problems", metavar="FILE", help="problems.json, in place of --data")
@@ -126,16 +133,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     from sf_llava.benchmark.report import environment
     from sf_llava.evaluation.scienceqa import Answerer, Generation
-    from sf_llava.evaluation.scienceqa_report import percent, print_comparison, print_scores
+    from sf_llava.evaluation.scienceqa_report import percent, print_comparison, print_kinds, print_scores
     from sf_llava.evaluation.setup import choose_device
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
     from sf_llava.plugin import restore, swap
 
     transformers.utils.logging.disable_progress_bar()
+    if arguments.model == MINI:
+        choose_mini(arguments)
     towers = arguments.towers or (["original", "swapped"] if arguments.encoder else ["original"])
-    if arguments.model == "mini":
-        raise ValueError("the embedded LLaVA is not part of this version: name --model DIR and --data NAME")
     if "swapped" in towers and not arguments.encoder:
         raise ValueError("--towers swapped needs --encoder DIR")
     data = open_data(arguments)
@@ -167,8 +174,24 @@ def run(arguments: argparse.Namespace) -> None:
             share = scienceqa.image_share(scores[tower]["image_accuracy"], scores["blind"]["image_accuracy"])
             results["image_share"][tower] = share
             print(f"{tower}: the image earns {percent(share).strip()} of the score on image questions")
+    if data.name == MINI:
+        print_kinds(scores)
     write_json(Path(arguments.output) / "results.json", results)
     print(f"written to {Path(arguments.output) / 'results.json'}")
+
+
+def choose_mini(arguments: argparse.Namespace) -> None:
+    """Fill in what the embedded default needs: its questions, and the quickstart's student if there is one."""
+    from sf_llava.mini import MINI_LLAVA_DIR
+
+    if not (MINI_LLAVA_DIR / "model.safetensors").is_file():
+        raise ValueError(f"the embedded LLaVA is not in {MINI_LLAVA_DIR}: python scripts/train_mini.py llava makes it")
+    arguments.data = arguments.data or MINI
+    if arguments.encoder is None and arguments.towers != ["original"]:
+        if (QUICKSTART / "encoder").is_dir():
+            arguments.encoder = str(QUICKSTART)
+        else:
+            print(f"no student in {QUICKSTART}, so the original tower alone: make quickstart trains one in minutes")
 
 
 def name_of(tower: str, control: str | None) -> str:
@@ -186,7 +209,7 @@ def open_data(arguments: argparse.Namespace) -> Any:
     from sf_llava.data.scienceqa import open_scienceqa
 
     if arguments.data is None:
-        raise ValueError("name the questions: --data DIR with problems.json, pid_splits.json and images/")
+        raise ValueError("name the questions: --data mini, or DIR with problems.json, pid_splits.json and images/")
     data = open_scienceqa(arguments.data, arguments.split)
     if arguments.limit is None:
         return data
@@ -198,13 +221,15 @@ def load(arguments: argparse.Namespace, device: Any) -> Any:
     """Load the LLaVA and its processor."""
     from sf_llava.checkpoints.llava import load_llava
     from sf_llava.evaluation.setup import DTYPES
+    from sf_llava.mini import MINI_LLAVA_DIR
 
     placement: dict[str, Any] = {"device_map": {"": device}}
     if arguments.bits:
         from sf_llava.plugin.quantisation import quantisation_config
 
         placement["quantization_config"] = quantisation_config(arguments.bits, DTYPES[arguments.dtype])
-    return load_llava(arguments.model, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
+    model = MINI_LLAVA_DIR if arguments.model == MINI else arguments.model
+    return load_llava(model, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
 
 
 def answer_and_score(

@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     cifar10.add_argument("--train", required=True, metavar="FILE.parquet", help="labelled training images")
     cifar10.add_argument("--validation", metavar="FILE.parquet", help="labelled images to measure accuracy on")
     llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
-    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 1800, 16)):
+    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 1400, 12)):
         output = f"runs/mini_{sub.prog.split()[-1]}"
         sub.add_argument("--output", type=Path, default=Path(output), help=f"run directory (default {output})")
         sub.add_argument("--seed", type=int, default=0, help="initial weights, captions, augmentation (default 0)")
@@ -81,7 +81,7 @@ def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
     from sf_llava.metrics.scienceqa import parse_answer
     from sf_llava.mini.questions import kind_of, open_questions
 
-    data = open_questions(split, 6000 if split == "test" else 600)
+    data = open_questions(split, 6000 if split == "test" else 400)
     answerer = Answerer(model, processor, Generation(max_new_tokens=64))
     right: dict[str, list[bool]] = {}
     model.eval()

@@ -1,9 +1,10 @@
 """ScienceQA scores for a reader: one row a score, one sentence a comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sf_llava.benchmark.report import print_table
+from sf_llava.mini.questions import kind_of
 
 
 def print_scores(title: str, scores: Sequence[tuple[str, dict[str, Any]]]) -> None:
@@ -36,6 +37,21 @@ def print_comparison(title: str, result: dict[str, Any]) -> None:
                 f"paired), {part['only_first_correct']} right only in the first, {part['only_second_correct']} only in "
                 f"the second, McNemar's p {part['mcnemar_p']:.3g}"
             )
+
+
+def print_kinds(scores: Mapping[str, dict[str, Any]]) -> None:
+    """Print the accuracy on every kind of question of the drawn world, a column a tower or control."""
+    right: dict[tuple[bool, str], dict[str, list[bool]]] = {}
+    for name, score in scores.items():
+        for id, answer in score["answers"].items():
+            kind = right.setdefault((not answer["image"], kind_of(id)), {})
+            kind.setdefault(name, []).append(answer["correct"])
+    rows = []
+    for (text_only, kind), columns in sorted(right.items()):
+        shares = (columns.get(name) for name in scores)
+        cells = [percent(sum(values) / len(values)) if values else "" for values in shares]
+        rows.append([kind, "text" if text_only else "image", len(next(iter(columns.values()))), *cells])
+    print_table("by kind of question", ["", "on", "questions", *scores], rows)
 
 
 def percent(share: float | None) -> str:

@@ -27,7 +27,7 @@ from .llava_model import IMAGE_TOKENS, build_llava, build_processor, build_token
 from .picture_questions import describe
 from .questions import draw_picture, picture_problems, text_problem
 
-RECIPE = TrainingConfig(steps=1800, batch_size=16, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=100)
+RECIPE = TrainingConfig(steps=1400, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=150)
 POOL = 24_000  # pictures
 _QUESTIONS_A_PICTURE = 5
 _TEXT_ROWS, _QUESTIONS_A_TEXT_ROW = 6, 6
@@ -195,7 +195,7 @@ def train_llava(
     tokenizer = build_tokenizer(sample_texts(), system)
     processor = build_processor(tokenizer, template)
     model = build_llava(tokenizer)
-    pool = draw_pool(model, POOL)
+    pool = draw_pool(model, min(POOL, config.steps * config.batch_size))
     fit_projector(model, pool.features[:1000])
     packer = Packer(processor)
     seconds = train(

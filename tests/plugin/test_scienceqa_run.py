@@ -161,8 +161,6 @@ def test_score_and_compare_read_what_run_wrote(files, finished, tmp_path, capsys
         main(["compare", answers, answers])
 
 
-def test_help_is_fast_and_no_arguments_say_what_to_do():
-    with pytest.raises(ValueError, match="embedded LLaVA is not part of this version: name --model"):
-        main([])
+def test_help_is_fast():
     code = f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
