@@ -173,3 +173,35 @@ def test_half_precision_weights_are_not_cast_on_the_way():
     cast = [tuple(event.input_shapes[0]) for event in profile.events() if event.name == "aten::_to_copy"]
     weights = {tuple(value.shape) for name, value in model.named_parameters() if "roi" not in name and value.ndim > 1}
     assert not weights.intersection(cast)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_encoder_agrees_compiled_captured_and_repeated():
+    pixels = make_images(torch.float32).cuda()
+    expected = make_model()(make_images()).image_embeds
+    model = make_model(torch.float32).cuda()
+    with torch.no_grad():
+        assert relative(model(pixels).image_embeds.cpu().double(), expected) < 1e-4
+        compiled = torch.compile(model, fullgraph=True)
+        assert relative(compiled(pixels).image_embeds.cpu().double(), expected) < 1e-4
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = model(pixels).image_embeds
+        graph.replay()
+        assert relative(captured.cpu().double(), expected) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_deterministic_training_repeats_to_the_bit(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    model, pixels = make_model(torch.float32).cuda(), make_images(torch.float32).cuda()
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (
+            torch.autograd.grad(model(pixels).image_embeds.square().sum(), list(model.parameters())) for _ in range(2)
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -25,7 +25,8 @@ def run(output: Path, device: str) -> None:
     for dtype in ("float16", "bfloat16"):
         common = dict(output=output, device=device, dtype=dtype, seed=0)
         ops.run(batch_sizes=[8, 128], repeats=30, **common)
-        encoder.run(pairs=["sf-b-49", "sf-l-64", "sf-l-128"], batch_sizes=BATCH_SIZES, repeats=10, **common)
+        pairs = ["sf-b-49", "sf-l-64", "sf-l-128"]
+        encoder.run(pairs=pairs, batch_sizes=BATCH_SIZES, repeats=10, compiled=dtype == "bfloat16", **common)
         bootstrap.run(pairs=["sf-b-49", "sf-l-64"], batch_size=128, data="mini", repeats=5, **common)
         llava.run(llm="7b", batch_size=1, repeats=10, **common)
     if tests.returncode:

@@ -9,6 +9,7 @@ There is no autocast registration: it would cast the RoIs, whose float32 matters
 Letters: B images, N latents, P points, Q mixing points, H x W x C feature map (channels last).
 """
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,16 +90,18 @@ def _check(features: Tensor, rois: Tensor, offsets: Tensor) -> None:
 
 
 def _kernels_fit(features: Tensor, *others: Tensor) -> bool:
-    """Tell whether Triton, the device, the dtypes and the channel count allow the kernels."""
-    channels = features.shape[-1]
-    return (
-        _has_triton()
-        and torch.cuda.get_device_capability(features.device) >= MINIMAL_CAPABILITY
-        and all(x.dtype in (torch.float16, torch.bfloat16, torch.float32) for x in (features, *others))
-        and channels in (16, 32, 64, 128)
-    )
+    """Tell whether Triton, the GPU, the dtypes and the channel count allow the kernels."""
+    dtypes_fit = all(x.dtype in (torch.float16, torch.bfloat16, torch.float32) for x in (features, *others))
+    return dtypes_fit and features.shape[-1] in (16, 32, 64, 128) and _gpu_fits(features.device.index)
 
 
+@torch.compiler.assume_constant_result
+def _gpu_fits(index: int) -> bool:
+    """Tell whether Triton is there and serves this GPU; ``torch.compile`` takes the answer as it is."""
+    return _has_triton() and torch.cuda.get_device_capability(index) >= MINIMAL_CAPABILITY
+
+
+@functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 

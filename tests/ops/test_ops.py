@@ -4,7 +4,7 @@ import pytest
 import torch
 from ops_cases import draw
 
-from sf_llava.ops import analytic, force, reference, sample_and_mix, sample_points
+from sf_llava.ops import analytic, force, reference, sample_and_mix, sample_points, sampling
 
 SIZES = [
     dict(),
@@ -106,3 +106,13 @@ def test_images_must_agree():
     features, rois, offsets, _ = draw()
     with pytest.raises(ValueError, match="features hold 3"):
         sample_points(torch.cat([features, features[:1]]), rois, offsets)
+
+
+def test_the_choice_of_kernels_does_not_break_a_compiled_graph(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def choose(features):
+        return features + 1 if sampling._gpu_fits(0) else features
+
+    assert choose(torch.zeros(1)) == 1
