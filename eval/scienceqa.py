@@ -1,8 +1,8 @@
 """ScienceQA with a LLaVA: its own vision tower, a SparseFormer in its place, and what the image is worth.
 
     python eval/scienceqa.py
-        the embedded default, offline in about a minute: the mini LLaVA on 600 questions of the drawn world, with its
-        own tower and with the student of make quickstart (--data mini:6000 asks more)
+        the embedded default, offline: the mini LLaVA (once scripts/train_mini.py llava has made it) on 600 questions of
+        the drawn world, with its own tower and with the student of make quickstart (--data mini:6000 asks more)
     python eval/scienceqa.py run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
@@ -185,7 +185,10 @@ def choose_mini(arguments: argparse.Namespace) -> None:
     from sf_llava.mini import MINI_LLAVA_DIR
 
     if not (MINI_LLAVA_DIR / "model.safetensors").is_file():
-        raise ValueError(f"the embedded LLaVA is not in {MINI_LLAVA_DIR}: python scripts/train_mini.py llava makes it")
+        raise ValueError(
+            "the embedded LLaVA is not part of this version: train one with scripts/train_mini.py llava and name it, "
+            "--model runs/mini_llava/llava --data mini; or name another --model DIR and --data NAME"
+        )
     arguments.data = arguments.data or MINI
     if arguments.encoder is None and arguments.towers != ["original"]:
         if (QUICKSTART / "encoder").is_dir():
