@@ -75,7 +75,7 @@ def plot_throughput(path: Path, rows: Sequence[dict[str, Any]], title: str) -> N
     for row, x, y in zip(shown, tokens, ours, strict=True):
         axes.annotate(f"{row['pair']} {row['speed_up']:.1f}x", (x, y), (4, 4), textcoords="offset points")
     axes.set(xlabel="tokens of the SparseFormer", ylabel="images a second", yscale="log", title=title)
-    axes.margins(x=0.25)
+    axes.margins(x=0.35, y=0.15)
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=80)
