@@ -26,8 +26,8 @@ _WHITE = np.array((255, 255, 255), dtype=np.float32)
 _MAP_LAYOUTS = (
     (("west", 0.25, 0.5), ("east", 0.75, 0.5)),
     (("north", 0.5, 0.25), ("south", 0.5, 0.75)),
-    (("north", 0.5, 0.25), ("south west", 0.25, 0.75), ("south east", 0.75, 0.75)),
-    (("north west", 0.25, 0.25), ("north east", 0.75, 0.25), ("south", 0.5, 0.75)),
+    (("north", 0.5, 0.2), ("south west", 0.25, 0.75), ("south east", 0.75, 0.75)),
+    (("north west", 0.25, 0.25), ("north east", 0.75, 0.25), ("south", 0.5, 0.8)),
     (("north west", 0.25, 0.25), ("north east", 0.75, 0.25), ("south west", 0.25, 0.75), ("south east", 0.75, 0.75)),
 )
 _Y, _X = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32)

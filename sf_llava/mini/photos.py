@@ -31,7 +31,7 @@ def draw_photo(draws: Draws, label: int | None) -> Scene:
         taken.append((*room, radius))
     if draws.chance(0.6):
         noise = draws.generator.random((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
-        canvas.image += (noise[:, :, None] - 0.5) * draws.uniform(8, 36)
+        canvas.image += (noise[:, :, None] - 0.5) * draws.uniform(8, 44)
     return Scene(canvas.finish(), canvas.owner, tuple(objects), "scene", "scene")
 
 
