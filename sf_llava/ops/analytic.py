@@ -30,9 +30,10 @@ def sample_backward(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tenso
 
     # Forward, a sample is a bag of four pixels; for the map's gradient, a pixel is a bag of the samples that read it.
     flat = rows.flatten()
-    ordered, order = flat.sort(stable=True)
-    every_pixel = torch.arange(table.shape[0], dtype=flat.dtype, device=flat.device)
-    starts = torch.searchsorted(ordered, every_pixel, out_int32=flat.dtype == torch.int32)
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(table.shape[0], dtype=flat.dtype, device=flat.device)
+    counts.index_add_(0, flat, torch.ones_like(flat))
+    starts = counts.cumsum(0, dtype=flat.dtype) - counts
     readers = (order >> 2).to(flat.dtype)
     d_table = F.embedding_bag(readers, grad, starts, mode="sum", per_sample_weights=weights.flatten()[order])
 

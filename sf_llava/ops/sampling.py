@@ -3,7 +3,7 @@
 - Triton kernels on CUDA devices of compute capability 8.0 and up; points, samples and products stay in the chip, and
   the backward recomputes them;
 - analytic tensor operations on the CPU and wherever the kernels do not fit;
-- the plain PyTorch reference when ``force("reference")`` says so.
+- the plain PyTorch reference for few samples on the CPU, and when ``force("reference")`` says so.
 
 There is no autocast registration: it would cast the RoIs, whose float32 matters.
 Letters: B images, N latents, P points, Q mixing points, H x W x C feature map (channels last).
@@ -23,6 +23,8 @@ from sf_llava.ops import analytic, reference
 
 PATHS = ("auto", "reference", "op")
 MINIMAL_CAPABILITY = (8, 0)
+FEW_SAMPLES = 8192
+"""Below this many, an op costs the CPU more to dispatch (0.1 ms, 0.5 ms with the backward) than it saves."""
 _path = "auto"
 
 
@@ -55,7 +57,7 @@ def sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
         (B, N, P, C) samples in the dtype of ``features``; the geometry is computed in float32 at least.
     """
     _check(features, rois, offsets)
-    if _path == "reference":
+    if _path == "reference" or (_path == "auto" and _is_little_work(features, offsets)):
         return reference.sample_points(features, rois, offsets)
     return _sample_points(features, rois, offsets)
 
@@ -80,13 +82,17 @@ def sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: 
     # Without a fused kernel, keeping the samples for the backward is faster than reading them again.
     if _path == "op" or (features.is_cuda and _kernels_fit(features, parameters)):
         return _sample_and_mix(features, rois, offsets, parameters)
-    return reference.mix(_sample_points(features, rois, offsets), parameters)
+    return reference.mix(sample_points(features, rois, offsets), parameters)
 
 
 def _check(features: Tensor, rois: Tensor, offsets: Tensor) -> None:
     for name, tensor in (("rois", rois), ("offsets", offsets)):
         if tensor.shape[0] != features.shape[0]:
             raise ValueError(f"{name} hold {tensor.shape[0]} images but features hold {features.shape[0]}")
+
+
+def _is_little_work(features: Tensor, offsets: Tensor) -> bool:
+    return features.device.type == "cpu" and offsets.shape[:3].numel() < FEW_SAMPLES
 
 
 def _kernels_fit(features: Tensor, *others: Tensor) -> bool:

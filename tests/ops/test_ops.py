@@ -51,7 +51,8 @@ def test_offsets_without_spread_have_finite_gradients():
 def test_not_a_number_stays_visible():
     features, rois, offsets, _ = draw()
     rois[0, 0] = torch.nan
-    samples = sample_points(features, rois, offsets)
+    with force("op"):
+        samples = sample_points(features, rois, offsets)
     assert samples[0, 0].isnan().all()
     assert samples[0, 1:].isfinite().all()
 
@@ -91,10 +92,23 @@ def test_rois_keep_float32_under_autocast():
             with force(path):
                 samples = sample_points(features, rois, offsets)
                 mixed = sample_and_mix(features, rois, offsets, parameters.bfloat16())
-            assert torch.equal(samples, analytic.sample_forward(features, rois, offsets)) or path == "reference"
+            assert torch.equal(samples, analytic.sample_forward(features, rois, offsets)) or path != "op"
             assert samples.dtype == torch.float32
             assert mixed.dtype == torch.bfloat16
     torch.testing.assert_close(samples, reference.sample_points(features, rois, offsets), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", [sample_points, sample_and_mix])
+def test_much_work_on_the_cpu_goes_through_the_op(op, monkeypatch):
+    tensors = draw()[: 3 if op is sample_points else 4]
+    calls = []
+    analytic_forward = analytic.sample_forward
+    monkeypatch.setattr(analytic, "sample_forward", lambda *inputs: calls.append(1) or analytic_forward(*inputs))
+    few = op(*tensors)
+    assert not calls
+    monkeypatch.setattr(sampling, "FEW_SAMPLES", 2 * 5 * 16)  # as many samples as there are
+    torch.testing.assert_close(op(*tensors), few, rtol=1e-9, atol=1e-10)
+    assert calls
 
 
 def test_an_unknown_path_is_refused():
