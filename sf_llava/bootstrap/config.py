@@ -3,6 +3,7 @@
 Recipes are named after the paper's stages. A flag given by the user always wins over the recipe.
 """
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -40,6 +41,16 @@ class BootstrapConfig:
     loss: Literal["cosine", "kl"] = _flag("cosine", "align embeddings (Eq. 5) or distil class logits (Table 3)")
     temperature: float = _flag(3.0, "of the KL loss")
     class_loss_weight: float = _flag(0.0, "weight of an added cross-entropy on labels (Table 3: with cls loss)")
+    # alignment of tokens, beyond the paper
+    align: str | None = _flag(
+        None,
+        "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), set, readout, llm, or a sum "
+        "with weights, set=0.3+readout=1 (these are the default weights; llm: 0.4). Bootstrap first, align after",
+    )
+    align_layer: int | None = _flag(None, "hidden state that LLaVA reads, counted from the end; default: -2")
+    llava: str | None = _flag(None, "LLaVA on this teacher, for --align llm: a directory, a hub name, mini")
+    questions: str | None = _flag(None, "ScienceQA data for --align llm, of which the train split is read: DIR, mini:N")
+    llm_batch_size: int | None = _flag(None, "questions of one optimiser step, over all processes; default: 32")
     # schedule
     epochs: float | None = _flag(None, "passes over the data; paper: 20")
     steps: int | None = _flag(None, "optimiser steps; wins over --epochs")
@@ -90,6 +101,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 """The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
 and ScienceQA's learning rate, which the paper does not give."""
 
+ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "llm": 0.4}
+"""The losses that ``align`` knows, and their default weights."""
+
 RUN_TIME_FIELDS = ("output", "resume", "device", "workers", "threads", "keep_checkpoints")
 """Fields that may differ between a run and its resumption."""
 
@@ -114,8 +128,54 @@ def complete(config: BootstrapConfig) -> BootstrapConfig:
         recipe.pop("warmup_epochs", None)
     known = {f.name for f in fields(config)}
     changes = {name: value for name, value in recipe.items() if name in known and getattr(config, name) is None}
-    config = replace(config, stage=stage, **changes)
+    config = _complete_alignment(replace(config, stage=stage, **changes))
     _check(config)
+    return config
+
+
+def parse_alignment(text: str) -> dict[str, float]:
+    """Read ``set=0.3+readout`` into weights by name; a bare name has its default weight.
+
+    Raises:
+        ValueError: an unknown or repeated name, or a weight that is no positive number.
+    """
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        name, _, number = term.strip().partition("=")
+        if name not in ALIGNMENT_WEIGHTS or name in weights:
+            problem = "there twice" if name in weights else "unknown"
+            known = ", ".join(ALIGNMENT_WEIGHTS)
+            raise ValueError(
+                f"--align {text}: {name!r} is {problem}; expected none, or a sum of {known}: set=0.3+readout"
+            )
+        try:
+            weights[name] = float(number) if number else ALIGNMENT_WEIGHTS[name]
+        except ValueError:
+            weights[name] = math.nan
+        if not 0 < weights[name] < math.inf:
+            raise ValueError(f"--align {text}: the weight of {name} must be a positive number, not {number!r}")
+    return {name: weights[name] for name in ALIGNMENT_WEIGHTS if name in weights}
+
+
+def _complete_alignment(config: BootstrapConfig) -> BootstrapConfig:
+    """Write the weights out and fill in what the asked losses need; without any, ``align`` is None."""
+    weights = parse_alignment(config.align) if config.align not in (None, "none") else {}
+    idle = () if "llm" in weights else ("llava", "questions", "llm_batch_size")
+    for name in idle if weights else ("align_layer", *idle):
+        if getattr(config, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} has no use without --align{' llm' if name in idle else ''}")
+    if not weights:
+        return replace(config, align=None)
+    config = replace(config, align="+".join(f"{name}={weight:g}" for name, weight in weights.items()))
+    defaults = dict(align_layer=-2)
+    if "llm" in weights:
+        defaults |= dict(llm_batch_size=32)
+        defaults |= dict(llava="mini", questions="mini:8000") if config.teacher == "mini" else {}
+    config = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+    if config.align_layer >= 0:
+        raise ValueError(f"--align-layer must count from the end, as -2 does, not be {config.align_layer}")
+    if "llm" in weights and (config.llava is None or config.questions is None):
+        raise ValueError("--align llm needs --llava (a LLaVA on this teacher) and --questions (in ScienceQA's form)")
     return config
 
 

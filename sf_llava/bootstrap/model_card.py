@@ -25,6 +25,7 @@ embeds = encoder(pixel_values).image_embeds   # pixel_values: (B, 3, {size}, {si
 | images | `{data}` |
 | steps, batch | {steps}, {batch} |
 | loss | {loss}, learning rate {lr} |
+| alignment of tokens | {alignment} |
 | cosine to the teacher, held-out images | {cosine:.4f} |
 {zero_shot}| parameters, multiply-adds | {parameters:.2f} M, {multiply_adds:.3g} G |
 | seed, dtype | {seed}, {dtype} |
@@ -57,6 +58,7 @@ def model_card(config: BootstrapConfig, results: dict[str, Any], mean: tuple, st
         batch=config.batch_size,
         loss=config.loss,
         lr=config.lr,
+        alignment=_alignment(config),
         cosine=results["val_cosine"],
         zero_shot=lines,
         parameters=student["parameters"] / 1e6,
@@ -64,3 +66,10 @@ def model_card(config: BootstrapConfig, results: dict[str, Any], mean: tuple, st
         seed=config.seed,
         dtype=results["dtype"],
     )
+
+
+def _alignment(config: BootstrapConfig) -> str:
+    if config.align is None:
+        return "none (the paper)"
+    llm = f", questions `{config.questions}` to `{config.llava}`" if config.llava else ""
+    return f"`{config.align}` on hidden states {config.align_layer}{llm}"

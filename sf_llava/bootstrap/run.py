@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from sf_llava import files
 from sf_llava.benchmark.report import environment
+from sf_llava.bootstrap.alignment import make_alignment
 from sf_llava.bootstrap.config import RUN_TIME_FIELDS, BootstrapConfig, complete
 from sf_llava.bootstrap.data import BootstrapData, open_data
 from sf_llava.bootstrap.inherit import set_trainable
@@ -53,7 +54,8 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
 
     data = open_data(config, teacher, max(student.config.image_size, teacher.image_size))
     validator = Validator(accelerator, data.validation, teacher, student.config.image_size, data.task)
-    trainer = Trainer(config, accelerator, student, teacher, data, run, validator)
+    alignment = make_alignment(config, teacher, student, data.images)
+    trainer = Trainer(config, accelerator, student, teacher, data, run, validator, alignment)
     if config.resume:
         trainer.resume()
     if accelerator.is_main_process:

@@ -8,27 +8,25 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sf_llava import files
+from sf_llava.bootstrap.alignment import Alignment
+from sf_llava.bootstrap.batches import micro_batches
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.data import BootstrapData
 from sf_llava.bootstrap.inherit import parameter_groups
 from sf_llava.bootstrap.losses import cosine_loss, kl_loss
 from sf_llava.bootstrap.run_directory import RunDirectory
-from sf_llava.bootstrap.schedule import learning_rate_factor
+from sf_llava.bootstrap.schedule import count_steps, learning_rate_factor
 from sf_llava.bootstrap.validation import Validator, resize_pixels
-from sf_llava.data.bootstrap_images import collate
-from sf_llava.data.sampler import BootstrapSampler
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 
@@ -44,6 +42,7 @@ class Trainer:
         data: what to read, at the larger of both input sizes.
         run: where everything is written.
         validator: called every ``eval_every`` steps.
+        alignment: losses on tokens, None for the paper's loss alone.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class Trainer:
         data: BootstrapData,
         run: RunDirectory,
         validator: Validator,
+        alignment: Alignment | None = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
@@ -63,6 +63,8 @@ class Trainer:
         self.labels = None if data.labels is None else torch.tensor(data.labels)
         self.run = run
         self.validator = validator
+        self.alignment = alignment
+        self.score_names = ("loss", "cosine", *(alignment.weights if alignment else ()))
         self.num_steps, self.num_warmup_steps = count_steps(config, len(data.images))
         self.student_size = student.config.image_size
         groups = parameter_groups(
@@ -82,6 +84,8 @@ class Trainer:
         try:
             progress = files.read_json(path / "progress.json")
             self.accelerator.load_state(str(path))
+            if self.alignment is not None:
+                self.alignment.load(path)
         except Exception as error:
             raise ValueError(
                 f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
@@ -98,7 +102,7 @@ class Trainer:
         )  # fmt: skip
         batches = self._batches()
         clock = time.perf_counter()
-        window = torch.zeros(2, device=accelerator.device)  # sums of loss and cosine since the last log line
+        window = torch.zeros(len(self.score_names), device=accelerator.device)  # sums since the last log line
         while self.step < self.num_steps:
             window += self._train_step(batches)
             self.step += 1
@@ -131,25 +135,19 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict]:
         """Give micro-batches from the current step on, on the device."""
-        config, accelerator = self.config, self.accelerator
-        sampler = BootstrapSampler(
-            len(self.images),
-            config.batch_size // accelerator.num_processes,
-            config.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-            start_step=self.step,
-        )
-        loader = DataLoader(
-            self.images,
-            batch_sampler=MicroBatches(sampler, self.micro_batch_size),
-            collate_fn=collate,
-            num_workers=config.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            persistent_workers=config.workers > 0,
-        )
-        for batch in loader:
-            batch["pixel_values"] = batch["pixel_values"].to(accelerator.device, non_blocking=True)
+        config, device = self.config, self.accelerator.device
+        sets = [(self.images, config.batch_size)]
+        if self.alignment is not None and self.alignment.llm is not None:
+            sets.append((self.alignment.llm.pictures, config.llm_batch_size))
+        loaders = [
+            micro_batches(images, config, self.accelerator, size, self.accumulation, self.step) for images, size in sets
+        ]
+        for batch, *asked in zip(*loaders, strict=True):
+            pixel_values = [part["pixel_values"].to(device, non_blocking=True) for part in (batch, *asked)]
+            if asked:
+                batch["questions"] = asked[0]["index"]
+                batch["skipped"] += asked[0]["skipped"]
+            batch["pixel_values"] = torch.cat(pixel_values) if asked else pixel_values[0]
             yield batch
 
     @property
@@ -169,31 +167,43 @@ class Trainer:
         return self.config.batch_size // (self.micro_batch_size * self.accelerator.num_processes)
 
     def _train_step(self, batches: Iterator[dict]) -> Tensor:
-        """Take one optimiser step; return (loss, cosine) of this process, on the device."""
+        """Take one optimiser step; return this process's scores, as ``score_names`` says."""
         self._set_learning_rates()
-        scores = torch.zeros(2, device=self.accelerator.device)
+        scores = torch.zeros(len(self.score_names), device=self.accelerator.device)
         for micro_step in range(self.accumulation):
             batch = next(batches)
             self.newly_skipped.update(batch["skipped"])
             if micro_step == self.accumulation - 1:
-                scores += self._backward(batch)
+                scores += self._backward(batch, micro_step)
             else:
                 with self.accelerator.no_sync(self.student):
-                    scores += self._backward(batch)
+                    scores += self._backward(batch, micro_step)
         self.accelerator.clip_grad_norm_(self.student.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return scores
 
-    def _backward(self, batch: dict) -> Tensor:
-        pixel_values = batch["pixel_values"]
-        with torch.no_grad():
-            target = self.teacher(resize_pixels(pixel_values, self.teacher.image_size)).float()
-        embeds = self.student(resize_pixels(pixel_values, self.student_size)).image_embeds.float()
+    def _backward(self, batch: dict, micro_step: int) -> Tensor:
+        teacher_pixels = resize_pixels(batch["pixel_values"], self.teacher.image_size)
+        student_pixels = resize_pixels(batch["pixel_values"], self.student_size)
+        terms: dict[str, Tensor] = {}
+        if self.alignment is None:
+            with torch.no_grad():
+                target = self.teacher(teacher_pixels).float()
+            embeds = self.student(student_pixels).image_embeds.float()
+        else:
+            layer, count = self.alignment.layer, len(batch["index"])  # behind them, the pictures of questions
+            target, target_tokens = self.teacher.embeds_and_tokens(teacher_pixels, layer)
+            output = self.student(student_pixels, output_hidden_states=(layer, -1))
+            target, embeds = target[:count].float(), output.image_embeds[:count].float()
+            key = (self.config.seed, self.step, micro_step, self.accelerator.process_index)
+            terms = self.alignment(output.hidden_states[layer], target_tokens, batch, key)
         loss = self._loss(embeds, target, batch["index"])
+        for name, term in terms.items():
+            loss = loss + self.alignment.weights[name] * term
         self.accelerator.backward(loss / self.accumulation)
         cosine = F.cosine_similarity(embeds.detach(), target, dim=-1).mean()
-        return torch.stack([loss.detach(), cosine]) / self.accumulation
+        return torch.stack([loss.detach(), cosine, *(term.detach() for term in terms.values())]) / self.accumulation
 
     def _loss(self, embeds: Tensor, target: Tensor, index: Tensor) -> Tensor:
         config = self.config
@@ -212,15 +222,16 @@ class Trainer:
             group["lr"] = group["peak_lr"] * factor
 
     def _log(self, means: Tensor, bar: tqdm, writer: SummaryWriter | None) -> None:
-        loss, cosine = self.accelerator.reduce(means, "mean").tolist()
+        scores = dict(zip(self.score_names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         new = max((group["lr"] for group in self.optimizer.param_groups if not group["inherited"]), default=0.0)
-        record = {"step": self.step, "loss": loss, "cosine": cosine, "lr": new}
+        record = {"step": self.step, **scores, "lr": new}
         if not torch.isfinite(means).all():
-            raise RuntimeError(f"the loss is {loss} at step {self.step}: lower --lr or use --dtype fp32")
+            raise RuntimeError(f"the loss is {scores['loss']} at step {self.step}: lower --lr or use --dtype fp32")
         if self._is_main:
             self.run.log(record)
             rate = bar.format_dict["rate"] or 0.0
-            bar.set_postfix(loss=f"{loss:.4f}", cos=f"{cosine:.4f}", img_s=f"{rate * self.config.batch_size:.0f}")
+            shown = {name: f"{score:.4f}" for name, score in scores.items()}
+            bar.set_postfix(shown, img_s=f"{rate * self.config.batch_size:.0f}")
             self._to_tensorboard(writer, record | {"images_per_second": rate * self.config.batch_size})
 
     def _to_tensorboard(self, writer: SummaryWriter, record: dict[str, float]) -> None:
@@ -258,6 +269,8 @@ class Trainer:
                 self.run.log({"step": self.step, "skipped_images": new})
             progress = {"step": self.step, "seconds": self.seconds, "skipped": sorted(self.skipped)}
             files.write_json(hidden / "progress.json", progress)
+            if self.alignment is not None:
+                self.alignment.save(hidden)
             files.publish(hidden, final)
             self.run.prune_checkpoints(self.config.keep_checkpoints)
         accelerator.wait_for_everyone()
@@ -265,28 +278,6 @@ class Trainer:
     def final_state(self) -> dict[str, Tensor]:
         """Return the student's full state dict, gathered from all processes, on the CPU."""
         return {name: value.cpu() for name, value in self.accelerator.get_state_dict(self.student).items()}
-
-
-@dataclass(frozen=True)
-class MicroBatches:
-    """A batch sampler that hands out every batch of another one in equal parts."""
-
-    sampler: BootstrapSampler
-    size: int
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.sampler:
-            yield from (batch[start : start + self.size] for start in range(0, len(batch), self.size))
-
-
-def count_steps(config: BootstrapConfig, num_images: int) -> tuple[int, int]:
-    """Turn epochs into steps: (steps, warm-up steps)."""
-    per_epoch = max(1, num_images // config.batch_size)
-    steps = config.steps or max(1, round((config.epochs or 0) * per_epoch))
-    warmup = config.warmup_steps
-    if warmup is None:
-        warmup = round((config.warmup_epochs or 0) * per_epoch)
-    return steps, min(warmup, steps)
 
 
 def _multiple(steps: float, unit: int) -> int:

@@ -119,13 +119,8 @@ class Teacher(nn.Module):
         Returns:
             (B, 1 + P, D) in the teacher's dtype, CLS first, before the final LN.
         """
-        depth = self.num_hidden_layers
-        if not -depth - 1 <= layer <= depth:
-            raise ValueError(f"{self.name} has layers {-depth - 1} .. {depth}, got {layer}")
         tokens = self.embed(self._checked(pixel_values))
-        for index in range(layer % (depth + 1)):
-            tokens = self.run_block(index, tokens)
-        return tokens
+        return self._run_blocks(tokens, 0, self._depth_of(layer))
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -133,10 +128,14 @@ class Teacher(nn.Module):
 
         For CLIP behind the projection, for a classification teacher the normalised CLS before the classifier.
         """
-        head = self.head_state_dict()
-        cls = self.tokens(pixel_values, -1)[:, 0]  # [B, D]
-        cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], self.layer_norm_eps)
-        return F.linear(cls, head["projection.weight"]) if "projection.weight" in head else cls
+        return self._embed_cls(self.tokens(pixel_values, -1))
+
+    @torch.no_grad()
+    def embeds_and_tokens(self, pixel_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Give what ``forward`` and ``tokens`` give, (B, E) and (B, 1 + P, D), in one pass."""
+        tokens = self.tokens(pixel_values, layer)
+        last = self._run_blocks(tokens, self._depth_of(layer), self.num_hidden_layers)
+        return self._embed_cls(last), tokens
 
     @torch.no_grad()
     def classify(self, image_embeds: Tensor) -> Tensor:
@@ -159,6 +158,25 @@ class Teacher(nn.Module):
             f"{self.name}, {self.image_size} px / {self.patch_size}, {self.num_hidden_layers} x {self.hidden_size}, "
             f"{self.num_attention_heads} heads, {self.hidden_act}, eps={self.layer_norm_eps}"
         )
+
+    def _depth_of(self, layer: int) -> int:
+        """Turn a layer, which may count from the end, into the number of blocks in front of it."""
+        depth = self.num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"{self.name} has layers {-depth - 1} .. {depth}, got {layer}")
+        return layer % (depth + 1)
+
+    def _run_blocks(self, tokens: Tensor, first: int, end: int) -> Tensor:
+        for index in range(first, end):
+            tokens = self.run_block(index, tokens)
+        return tokens
+
+    def _embed_cls(self, tokens: Tensor) -> Tensor:
+        """Turn (B, T, D) tokens of the last layer into (B, E)."""
+        head = self.head_state_dict()
+        cls = tokens[:, 0]  # [B, D]
+        cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], self.layer_norm_eps)
+        return F.linear(cls, head["projection.weight"]) if "projection.weight" in head else cls
 
     def _checked(self, pixel_values: Tensor) -> Tensor:
         expected = (3, self.image_size, self.image_size)

@@ -1,0 +1,175 @@
+"""The alignment loss ``llm``: a frozen LLM must say the same next token behind the student's tokens as behind CLIP's.
+
+Questions come from the train split of data in ScienceQA's form, each with its own picture, worded as the evaluation
+words them. The answer that is forced on the LLM is the data's own text (lecture, solution, "The answer is X."). It is
+the only use of labels: the target of every position is the LLM's own distribution behind the teacher's tokens, not the
+text. LLM and projector stay frozen; the gradient flows through them into the student.
+
+Letters: K questions, T tokens of a picture, D width of the towers, W width of the LLM, L length, A answer tokens in
+all, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from sf_llava.checkpoints.llava import load_llava
+from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.scienceqa import ScienceQA, explain, open_scienceqa
+from sf_llava.data.transforms import BootstrapTransform, Preprocessing
+from sf_llava.evaluation.scienceqa import Answerer, Generation
+from sf_llava.mini import MINI_LLAVA_DIR
+from sf_llava.teachers.base import Teacher
+
+LARGEST_DIFFERENCE = 0.1  # of the tokens of the LLaVA's own tower to the teacher's, relative; bf16 stays far below
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions with a picture of some data; an ``ImageSource`` of their pictures."""
+
+    data: ScienceQA
+
+    def __len__(self) -> int:
+        return len(self.data.problems)
+
+    def load(self, index: int) -> Image.Image:
+        return self.data.load_image(self.data.problems[index])
+
+    def describe(self, index: int) -> str:
+        return f"question {self.data.problems[index].id} of {self.data.name}"
+
+
+class Conversation(NamedTuple):
+    """Token ids of one question: before its picture, behind it, and the answer with its end."""
+
+    before: list[int]
+    behind: list[int]
+    answer: list[int]
+
+
+class LlmAlignment:
+    """Compares next-token distributions of a LLaVA's frozen LLM behind two sets of image tokens.
+
+    Args:
+        model: the LLaVA; its own vision tower is not used.
+        processor: its processor.
+        questions: what is asked.
+        preprocessing: of the questions' pictures.
+
+    Attributes:
+        pictures: those of the questions, each under its question's index.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        questions: Questions,
+        preprocessing: Preprocessing,
+    ) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.questions = questions
+        self.pictures = BootstrapImages(questions, BootstrapTransform(preprocessing, flip=0.0, scale=None), seed=0)
+        self.answerer = Answerer(model, processor, Generation())
+        self.with_cls = model.config.vision_feature_select_strategy == "full"
+
+    def __call__(self, student: Tensor, teacher: Tensor, indices: Sequence[int]) -> Tensor:
+        """Compute the mean over answer positions of KL(behind the teacher's tokens || behind the student's).
+
+        Args:
+            student: (K, 1 + N, D) hidden state of the student for the questions' pictures.
+            teacher: (K, 1 + M, D) that of the teacher.
+            indices: which questions.
+
+        Returns:
+            Scalar, float32.
+        """
+        conversations = [self.encode(index) for index in indices]
+        with torch.no_grad():
+            target = self.next_tokens(teacher, conversations)
+        return F.kl_div(self.next_tokens(student, conversations), target, reduction="batchmean", log_target=True)
+
+    def encode(self, index: int) -> Conversation:
+        """Tokenise question ``index`` as the evaluation does, and its answer."""
+        processor, problem = self.answerer.processor, self.questions.data.problems[index]
+        ids = processor.tokenizer(self.answerer.prompt(problem, has_image=True)).input_ids
+        place = ids.index(processor.image_token_id)
+        answer = processor.tokenizer(explain(problem), add_special_tokens=False).input_ids
+        return Conversation(ids[:place], ids[place + 1 :], [*answer, processor.tokenizer.eos_token_id])
+
+    def next_tokens(self, tokens: Tensor, conversations: Sequence[Conversation]) -> Tensor:
+        """Give the LLM's log-probabilities (A, V), float32, of every answer token behind (K, 1 + T, D) image tokens."""
+        words = self.model.get_input_embeddings()
+        tokens = tokens if self.with_cls else tokens[:, 1:]
+        pictures = self.model.model.multi_modal_projector(tokens.to(words.weight.dtype))  # [K, T, W]
+        rows, asked = [], []
+        for picture, conversation in zip(pictures, conversations, strict=True):
+            before = torch.tensor(conversation.before, device=picture.device)
+            behind = torch.tensor([*conversation.behind, *conversation.answer[:-1]], device=picture.device)
+            rows.append(torch.cat([words(before), picture, words(behind)]))
+            length = len(rows[-1])
+            asked.append(range(length - len(conversation.answer), length))
+        # Padded on the right, behind all that is read: causal attention needs no mask then.
+        states = self.model.model.language_model(
+            inputs_embeds=pad_sequence(rows, batch_first=True), use_cache=False
+        ).last_hidden_state  # [K, L, W]
+        answers = torch.cat([row[places.start : places.stop] for row, places in zip(states, asked, strict=True)])
+        return self.model.lm_head(answers).float().log_softmax(dim=-1)
+
+
+def load_llm(
+    llava: str, questions: str, teacher: Teacher, layer: int, attention: str, preprocessing: Preprocessing
+) -> LlmAlignment:
+    """Load a LLaVA on ``teacher`` and the questions of a train split, in the teacher's dtype and on its device.
+
+    Args:
+        llava: directory in transformers' or the llava package's format, hub name, or ``mini``.
+        questions: data in ScienceQA's form.
+        teacher: must be the LLaVA's own vision tower.
+        layer: hidden state that the LLaVA must read.
+        attention: kernel of the LLM's attention.
+        preprocessing: of the questions' pictures.
+
+    Raises:
+        ValueError: no such LLaVA or data, another layer, another tower, no question with a picture.
+    """
+    data = open_scienceqa(questions, "train")
+    data = replace(data, problems=[problem for problem in data.problems if problem.has_image])
+    if not data.problems:
+        raise ValueError(f"--questions {questions} has no question with a picture in its train split")
+    path = MINI_LLAVA_DIR if llava == "mini" else llava
+    if llava == "mini" and not (MINI_LLAVA_DIR / "config.json").is_file():
+        raise ValueError("there is no mini LLaVA yet: scripts/train_mini.py llava makes one; name it, --llava DIR")
+    model, processor = load_llava(path, dtype=teacher.dtype, device_map={"": teacher.device})
+    if model.config.vision_feature_layer != layer:
+        raise ValueError(f"--llava {llava} reads layer {model.config.vision_feature_layer}, --align-layer is {layer}")
+    model.model.language_model.set_attn_implementation(attention)
+    check_tower(model, teacher, layer, llava)
+    model.model.vision_tower = None  # the teacher stands for it
+    return LlmAlignment(model, processor, Questions(data), preprocessing)
+
+
+@torch.no_grad()
+def check_tower(model: LlavaForConditionalGeneration, teacher: Teacher, layer: int, llava: str) -> None:
+    """Check that the LLaVA's own tower gives the teacher's tokens, by one image of noise."""
+    side = model.config.vision_config.image_size
+    difference = float("inf")
+    if side == teacher.image_size:
+        noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(teacher.device)
+        tokens = teacher.tokens(noise, layer).float()
+        own = model.model.vision_tower(noise.to(teacher.dtype), output_hidden_states=True).hidden_states[layer].float()
+        if own.shape == tokens.shape:
+            difference = ((own - tokens).norm() / tokens.norm()).item()
+    if not difference < LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"the vision tower of --llava {llava} is not the teacher {teacher.name} (its tokens differ): "
+            "name the CLIP that this LLaVA was trained with"
+        )
