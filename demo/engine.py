@@ -1,0 +1,243 @@
+"""One LLaVA in memory and two towers for it: the original CLIP, and a SparseFormer that is put in its place.
+
+LLM and projector are shared. A picture is encoded once a tower; its features stay with it. Generation is a plain
+generator that does one token a step: who stops asking has stopped it.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from conversation import CLIP, SPARSEFORMER, Answer, Turn, as_messages, without_oldest
+from PIL import Image
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from uploads import Picture, RefusedError
+
+from sf_llava.checkpoints.encoder import load_encoder
+from sf_llava.model import SparseFormerModel
+from sf_llava.plugin import restore, swap
+from sf_llava.visualize import pictures_from_pixels
+
+MAX_LETTERS = 20_000  # of a question; the context's bound is counted in tokens
+
+
+@dataclass
+class View:
+    """What a tower made of a picture.
+
+    Attributes:
+        features: (N, D) projected tokens, as the LLM reads them.
+        milliseconds: tower and projector.
+        square: the square view that the tower saw.
+        rois: (I + 1, N, 4) on the CPU; None for CLIP.
+        points: (N, P, 2) on the CPU; None for CLIP.
+    """
+
+    features: Tensor
+    milliseconds: float
+    square: Image.Image
+    rois: Tensor | None = None
+    points: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is generated; greedily at temperature 0."""
+
+    temperature: float = 0.0
+    max_new_tokens: int = 128
+
+
+class Engine:
+    """Answers questions about pictures through either tower.
+
+    Args:
+        model: a loaded LLaVA in eval mode.
+        processor: its processor, with a chat template.
+        encoder: a SparseFormer, or where one lies; None for CLIP alone.
+
+    Raises:
+        ValueError: the encoder does not fit this LLaVA.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        encoder: SparseFormerModel | str | Path | None = None,
+    ) -> None:
+        self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
+        if processor.chat_template is None:
+            raise ValueError("the model's processor has no chat template: name one with --conversation (llava_v1)")
+        projector = next(model.model.multi_modal_projector.parameters())
+        if isinstance(encoder, (str, Path)):
+            encoder = load_encoder(encoder, dtype=projector.dtype)
+        self.encoder = encoder
+        self.device, self.dtype = projector.device, projector.dtype
+        self.context = model.config.text_config.max_position_embeddings
+        self.towers = [CLIP] if encoder is None else [SPARSEFORMER, CLIP]
+        self._swapped = None
+        self._lock = threading.Lock()
+        ends = model.generation_config.eos_token_id
+        self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        self._suppressed = [*(model.generation_config.suppress_tokens or []), model.config.image_token_id]
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Run every part once, so that the first person's times are not those of a start."""
+        grey = Image.new("RGB", (64, 64), "grey")
+        for tower in self.towers:
+            picture = Picture(grey, "grey", "")
+            for _ in self.answer(Answer(tower), [Turn("?", [picture])], Sampling(max_new_tokens=2)):
+                pass
+
+    def see(self, tower: str, picture: Picture) -> tuple[View, bool]:
+        """What ``tower`` makes of a picture, and whether it was known already."""
+        if tower in picture.views:
+            return picture.views[tower], True
+        with self._lock, torch.inference_mode():
+            self._put(tower)
+            images = self.processor.image_processor
+            pixels = images(picture.image, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
+            wanted = {"output_sampling_points": True} if tower == SPARSEFORMER else {}
+            start = self._now()
+            output = self.model.get_image_features(pixels, **wanted)
+            milliseconds = 1e3 * (self._now() - start)
+        (square,) = pictures_from_pixels(pixels, images.image_mean, images.image_std)
+        view = View(output.pooler_output[0], milliseconds, square)
+        if tower == SPARSEFORMER:
+            view.rois, view.points = output.rois[0].cpu(), output.sampling_points[0].cpu()
+        picture.views[tower] = view
+        return view, False
+
+    def prompt(self, turns: Sequence[Turn], tower: str, visual_tokens: Sequence[int]) -> list[int]:
+        """Token ids of a conversation's prompt, every picture as so many image tokens."""
+        plain = [Turn(self.harmless(turn.question), turn.pictures, turn.answers) for turn in turns]
+        messages = as_messages(plain, tower)
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        before, *after = text.split(self.processor.image_token)
+        assert len(after) == len(visual_tokens), "the chat template left out a picture"
+        parts = [before]
+        for count, part in zip(visual_tokens, after, strict=True):
+            parts += [self.processor.image_token * count, part]
+        return self.tokenizer("".join(parts))["input_ids"]
+
+    def harmless(self, text: str) -> str:
+        """A person's text without tokens that mean something to the model (``<image>``, ``</s>``)."""
+        for token in {*self.tokenizer.all_special_tokens, self.processor.image_token}:
+            text = text.replace(token, token.replace("<", "< "))
+        return text
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words that the tokenizer has no token for; a model on bytes or subwords knows them all."""
+        if not self.tokenizer.is_fast or self.tokenizer.unk_token_id is None:
+            return []
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return list(dict.fromkeys(text[a:b] for token, (a, b) in pairs if token == self.tokenizer.unk_token_id))
+
+    def answer(self, answer: Answer, turns: Sequence[Turn], sampling: Sampling) -> Iterator[Answer]:
+        """Generate ``answer`` to the last of ``turns``, yielding it after every part that has grown.
+
+        Raises:
+            RefusedError: the question does not fit the model's context, even without earlier turns.
+        """
+        tower = answer.tower
+        views = []
+        for picture in (picture for turn in turns for picture in turn.pictures):
+            view, known = self.see(tower, picture)
+            views.append(view)
+            answer.reused += known
+            answer.encoder_ms += 0 if known else view.milliseconds
+        counts = [len(view.features) for view in views]
+        answer.visual_tokens = sum(counts)
+        ids = self._fit(answer, turns, counts, sampling.max_new_tokens)
+        answer.state = "writing"
+        yield answer
+        yield from self._decode(answer, ids, views, sampling)
+
+    def _fit(self, answer: Answer, turns: Sequence[Turn], counts: Sequence[int], reserve: int) -> list[int]:
+        """The prompt, without its oldest turns where the context would not hold them and the answer."""
+        turns = list(turns)
+        if (length := len(turns[-1].question)) > MAX_LETTERS:
+            raise RefusedError(f"The question has {length:,} letters; {MAX_LETTERS:,} are the most. Shorten it.")
+        while True:
+            ids = self.prompt(turns, answer.tower, counts)
+            if len(ids) + reserve <= self.context:
+                return ids
+            if len(turns) == 1:
+                raise RefusedError(
+                    f"Pictures and question take {len(ids):,} tokens and the answer may take {reserve:,}, but the "
+                    f"model holds {self.context:,}: shorten the question, allow a shorter answer, or clear the chat."
+                )
+            turns = without_oldest(turns)
+            answer.forgotten += 1
+
+    def _decode(self, answer: Answer, ids: list[int], views: Sequence[View], sampling: Sampling) -> Iterator[Answer]:
+        """Read the prompt, then one token a step; the last yield has ``state`` set."""
+        seen = {"image": _Features([view.features for view in views])} if views else None
+        tokens, cache, new = torch.tensor([ids], device=self.device), None, []
+        while True:
+            with self._lock, torch.inference_mode():
+                self._put(answer.tower)
+                start = self._now()
+                output = self.model(
+                    input_ids=tokens,
+                    past_key_values=cache,
+                    mm_encoder_outputs=seen,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                token = self._choose(output.logits[0, -1], sampling.temperature)
+                seconds = self._now() - start
+            cache, seen = output.past_key_values, None
+            tokens = torch.tensor([[token]], device=self.device)
+            if not new:
+                answer.prefill_ms = 1e3 * seconds
+            else:
+                answer.decode_seconds += seconds
+            new.append(token)
+            answer.num_tokens = len(new)
+            if token in self._ends:
+                answer.state = "finished"
+            elif len(new) == sampling.max_new_tokens:
+                answer.state = "length"
+            text = self.tokenizer.decode(new, skip_special_tokens=True).strip()
+            if answer.state != "writing" or not text.endswith("\ufffd"):  # half of a letter of several bytes
+                answer.text = text
+            yield answer
+            if answer.state != "writing":
+                return
+
+    def _choose(self, logits: Tensor, temperature: float) -> int:
+        """The next token."""
+        logits = logits.float()
+        logits[self._suppressed] = -torch.inf
+        if temperature == 0:
+            return int(logits.argmax())
+        return int(torch.multinomial((logits / temperature).softmax(dim=-1), 1))
+
+    def _put(self, tower: str) -> None:
+        """Have ``tower`` in place; without pictures either will do."""
+        if tower == SPARSEFORMER and self._swapped is None:
+            self._swapped = swap(self.model, self.processor, self.encoder)
+        elif tower == CLIP and self._swapped is not None:
+            restore(self._swapped)
+            self._swapped = None
+
+    def _now(self) -> float:
+        """Seconds, when the device has done what it was asked."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass
+class _Features:
+    """Projected tokens in the shape that the model's ``mm_encoder_outputs`` has."""
+
+    pooler_output: list[Tensor]

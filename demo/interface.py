@@ -1,0 +1,269 @@
+"""The page: a chat, its settings beside it, and where the encoder looked below; and what happens on every event.
+
+Conversations live here on the server, by page; the page only shows them. Everything that runs the model waits in one
+queue, one at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gradio as gr
+import pages
+from conversation import (
+    BOTH,
+    CLIP,
+    MAX_PICTURES,
+    SPARSEFORMER,
+    Answer,
+    Conversation,
+    Turn,
+    prompt_turns,
+    towers_for,
+)
+from engine import Engine, Sampling
+from examples import Example
+from sessions import Sessions
+from uploads import MAX_BYTES, Picture, RefusedError, accept
+
+MAX_TEMPERATURE = 2.0
+REFRESH = 0.08  # seconds between two updates of the page while an answer grows
+DEFAULT_QUESTION = "Describe the picture."
+MODES = {BOTH: "Both, side by side", SPARSEFORMER: "SparseFormer", CLIP: "CLIP"}
+HEAD = (
+    "<h1>One LLM, two towers</h1><p>The same LLaVA sees your picture through its own CLIP and through a SparseFormer "
+    "in CLIP's place.</p>"
+)
+HERE = Path(__file__).parent
+
+# On a phone the settings would lie over the chat: they start closed there.
+_CLOSE_SETTINGS = "() => { if (innerWidth < 769) document.querySelector('#settings.open .toggle-button')?.click() }"
+
+Outputs = tuple[Any, Any, Any, Any]  # message box, chat, focus, record
+
+
+class Chat:
+    """The events of the page.
+
+    Args:
+        engine: answers.
+        sessions: the conversations.
+    """
+
+    def __init__(self, engine: Engine, sessions: Sessions) -> None:
+        self.engine, self.sessions = engine, sessions
+        self.longest = max(engine.context // 2, 16)  # tokens of an answer
+
+    def ask(
+        self,
+        message: dict[str, Any],
+        mode: str,
+        whole: bool,
+        temperature: float,
+        length: float,
+        request: gr.Request,
+    ) -> Iterator[Outputs]:
+        """Take a message with pictures into the conversation and answer it."""
+        conversation = self.sessions.open(request.session_hash)
+        conversation.stop.clear()
+        turn = self._take(message, conversation, request.session_hash)
+        conversation.turns.append(turn)
+        if turn.refused:  # the text comes back to be sent again
+            yield self._show(conversation, text=turn.question)
+            return
+        yield from self._answer(conversation, mode, whole, self._sampling(temperature, length))
+
+    def retry(
+        self, mode: str, whole: bool, temperature: float, length: float, request: gr.Request
+    ) -> Iterator[Outputs]:
+        """Answer the last question once more, with the settings as they are now."""
+        conversation = self.sessions.open(request.session_hash)
+        conversation.stop.clear()
+        if not conversation.turns or conversation.turns[-1].refused:
+            yield self._show(conversation)
+            return
+        yield from self._answer(conversation, mode, whole, self._sampling(temperature, length))
+
+    def stop(self, request: gr.Request) -> None:
+        """End the answer that is being written."""
+        self.sessions.open(request.session_hash).stop.set()
+
+    def clear(self, request: gr.Request) -> Outputs:
+        """Forget the conversation and its pictures."""
+        self.sessions.close(request.session_hash)
+        return self._show(Conversation())
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        self.sessions.close(request.session_hash)
+
+    def _sampling(self, temperature: float, length: float) -> Sampling:
+        """The settings within their bounds, whatever a program may send."""
+        return Sampling(min(max(float(temperature), 0), MAX_TEMPERATURE), min(max(int(length), 1), self.longest))
+
+    def _take(self, message: dict[str, Any], conversation: Conversation, key: str) -> Turn:
+        """Make a turn of a message."""
+        text, files = (message.get("text") or "").strip(), message.get("files") or []
+        turn = Turn(text)
+        room = MAX_PICTURES - len(conversation.pictures)
+        if len(files) > room:
+            turn.notes.append(f"A conversation holds {MAX_PICTURES} pictures: clear the chat to send others.")
+        for path in files[: max(room, 0)]:
+            self.sessions.uploaded(key, path)
+            try:
+                picture = accept(path)
+            except RefusedError as error:
+                turn.notes.append(str(error))
+                continue
+            turn.pictures.append(picture)
+            if picture.note:
+                turn.notes.append(picture.note)
+        if not text and not files:
+            turn.notes.append("Write a question, and attach a picture if it is about one.")
+        turn.refused = not turn.pictures if files else not text
+        if turn.refused:
+            return turn
+        turn.question = text or DEFAULT_QUESTION
+        if unknown := self.engine.unknown_words(turn.question[:2000]):
+            words = ", ".join(f"“{word}”" for word in unknown[:6])
+            turn.notes.append(f"This small model has never seen {words}; the examples show what it knows.")
+        return turn
+
+    def _answer(self, conversation: Conversation, mode: str, whole: bool, sampling: Sampling) -> Iterator[Outputs]:
+        """Let every tower of the mode answer the last turn, showing how the answers grow."""
+        turn = conversation.turns[-1]
+        turns = prompt_turns(conversation.turns, whole)
+        turn.answers = {tower: Answer(tower) for tower in towers_for(mode, self.engine.towers, turns)}
+        yield self._show(conversation, busy=True)
+        steps = (step for answer in turn.answers.values() for step in self.engine.answer(answer, turns, sampling))
+        shown = 0.0
+        try:
+            for _ in steps:
+                if conversation.stop.is_set():
+                    break
+                if monotonic() - shown > REFRESH:
+                    shown = monotonic()
+                    yield self._show(conversation, busy=True)
+        except RefusedError as error:
+            turn.answers.clear()
+            turn.notes.append(str(error))
+        finally:  # also where the page has gone away and nobody asks for more
+            for answer in turn.answers.values():
+                if answer.state in ("waiting", "writing"):
+                    answer.state = "stopped"
+        yield self._show(conversation)
+
+    def _show(self, conversation: Conversation, *, busy: bool = False, text: str = "") -> Outputs:
+        """What the page shows of a conversation."""
+        if busy:
+            box = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
+        else:
+            box = gr.MultimodalTextbox(value={"text": text, "files": []}, submit_btn=True, stop_btn=False)
+        turn = conversation.turns[-1] if conversation.turns else None
+        messages = [{"role": role, "content": gr.HTML(html)} for role, html in pages.messages(conversation)]
+        return box, messages, self._focus(conversation), pages.record(turn) if turn else None
+
+    def _focus(self, conversation: Conversation) -> str:
+        """The RoIs of the picture that was sent last."""
+        seen: list[Picture] = [picture for picture in conversation.pictures if SPARSEFORMER in picture.views]
+        return pages.focus(seen[-1] if seen else None)
+
+
+def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) -> gr.Blocks:
+    """Lay the page out and connect its events.
+
+    Args:
+        engine: answers.
+        examples: pictures and questions to start from.
+        about: a sentence on what is running, as Markdown.
+        whole: whether earlier turns are in the prompt at first.
+    """
+    sessions = Sessions()
+    chat = Chat(engine, sessions)
+    modes = [(MODES[mode], mode) for mode in ([BOTH, *engine.towers] if len(engine.towers) > 1 else engine.towers)]
+    with gr.Blocks(title="sf_llava: one LLM, two towers", analytics_enabled=False, delete_cache=(60, 3600)) as blocks:
+        with gr.Sidebar(label="Settings", elem_id="settings"):
+            gr.Markdown("## Settings")
+            mode = gr.Radio(modes, value=modes[0][1], label="Who answers", elem_id="mode")
+            with gr.Group():
+                temperature = gr.Slider(
+                    0, MAX_TEMPERATURE, 0, step=0.1, label="Temperature", info="0: always the likeliest word"
+                )
+                tokens = min(256, chat.longest // 2)
+                length = gr.Slider(8, chat.longest, tokens, step=8, label="Longest answer", info="tokens")
+                earlier = gr.Checkbox(whole, label="Earlier turns in the prompt", info="otherwise each question alone")
+            gr.Markdown(about, elem_id="about")
+        gr.HTML(HEAD, elem_id="head")
+        transcript = gr.Chatbot(
+            label="Conversation",
+            show_label=False,
+            elem_id="chat",
+            height=None,
+            buttons=[],
+            latex_delimiters=[],
+            line_breaks=False,
+            placeholder="<h2>Send a picture and ask about it</h2>Attach, paste or drop one, or start from an example.",
+            examples=[
+                {"text": example.question, "display_text": example.title, "files": [str(example.picture)]}
+                for example in examples
+            ],
+            feedback_options=None,
+            group_consecutive_messages=False,
+        )
+        sessions.keep = {Path(file["path"]) for example in transcript.examples for file in example["files"]}
+        box = gr.MultimodalTextbox(
+            placeholder="Ask about a picture …",
+            label="Message",
+            show_label=False,
+            file_count="multiple",
+            max_plain_text_length=5000,
+            autofocus=True,
+            elem_id="message",
+        )
+        with gr.Row(elem_id="actions"):
+            again = gr.Button("Retry", size="sm")
+            clear = gr.Button("Clear", size="sm")
+        focus = gr.HTML(pages.focus(None), elem_id="focus")
+        record = gr.JSON(visible=False)
+
+        shown = [box, transcript, focus, record]
+        settings = [mode, earlier, temperature, length]
+        running = dict(concurrency_id="model", concurrency_limit=1, show_progress="minimal")
+        asking = box.submit(chat.ask, [box, *settings], shown, api_name="ask", **running)
+        retrying = again.click(chat.retry, settings, shown, api_name="retry", **running)
+        box.stop(chat.stop, None, None, queue=False, api_name="stop")
+        clear.click(chat.clear, None, shown, cancels=[asking, retrying], queue=False, api_name="clear")
+        transcript.example_select(take_example, None, box, queue=False, api_visibility="private")
+        blocks.unload(chat.leave)
+    blocks.queue(max_size=64)
+    blocks.sessions = sessions
+    return blocks
+
+
+def take_example(event: gr.SelectData) -> dict[str, Any]:
+    """Put an example into the message box."""
+    return {"text": event.value["text"], "files": [file["path"] for file in event.value["files"]]}
+
+
+def launch(blocks: gr.Blocks, host: str, port: int | None, **options: Any) -> None:
+    """Serve the page: no link to the outside, no file above the bound, and the browser asks nobody but this server."""
+    fonts = ["system-ui", "sans-serif"]
+    theme = gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"], radius_size="lg"
+    )
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        max_file_size=MAX_BYTES,
+        theme=theme,
+        css_paths=HERE / "style.css",
+        js=_CLOSE_SETTINGS,
+        **options,
+    )
