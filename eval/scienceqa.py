@@ -29,6 +29,7 @@ from sf_llava import cli
 
 CONTROLS = ("blind", "shuffled", "grey")
 MINI = "mini"
+PLACED = "swapped-placed"  # with positions and bias
 QUICKSTART = Path("runs/quickstart")
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
@@ -43,6 +44,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--encoder", metavar="DIR", help="SparseFormer (or its run) for the tower's place (mini: the quickstart's)"
     )
     run.add_argument("--towers", nargs="+", choices=["original", "swapped"], help="default: both with --encoder")
+    run.add_argument(
+        "--positions-and-bias",
+        action="store_true",
+        help="swapped tower once more, its latents placed by RoI centre and weighed for the LLM (no training)",
+    )
     run.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
     run.add_argument("--output", default="runs/scienceqa", metavar="DIR", help="answers and results (%(default)s)")
@@ -137,7 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sf_llava.evaluation.setup import choose_device
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
-    from sf_llava.plugin import restore, swap
+    from sf_llava.plugin import count_patches, restore, swap
 
     transformers.utils.logging.disable_progress_bar()
     if arguments.model == MINI:
@@ -145,16 +151,21 @@ def run(arguments: argparse.Namespace) -> None:
     towers = arguments.towers or (["original", "swapped"] if arguments.encoder else ["original"])
     if "swapped" in towers and not arguments.encoder:
         raise ValueError("--towers swapped needs --encoder DIR")
+    if arguments.positions_and_bias:
+        if "swapped" not in towers:
+            raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR")
+        towers = [*towers, PLACED]
     data = open_data(arguments)
     on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # the shares of processes can differ by hours
     device = choose_device(arguments.device)
     model, processor = load(arguments, device)
     generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
-    answerer = Answerer(model, processor, generation)
     scores: dict[str, dict[str, Any]] = {}
     for tower in towers:
-        swapped = swap(model, processor, arguments.encoder) if tower == "swapped" else None
+        swapped = None if tower == "original" else swap(model, processor, arguments.encoder)
+        num_patches = count_patches(swapped.vision_config) if tower == PLACED else None
+        answerer = Answerer(model, processor, generation, num_patches)
         for control in (None, *arguments.controls):
             name = name_of(tower, control)
             if name not in scores:
@@ -165,9 +176,10 @@ def run(arguments: argparse.Namespace) -> None:
         return
     print_scores(f"{arguments.model} on {data.name}, split {data.split}", list(scores.items()))
     results: dict[str, Any] = {"settings": vars(arguments), "environment": environment(device.type), "scores": scores}
-    if {"original", "swapped"} <= scores.keys():
-        results["comparison"] = scienceqa.compare(scores["swapped"], scores["original"])
-        print_comparison("swapped - original", results["comparison"])
+    for tower, key in (("swapped", "comparison"), (PLACED, "comparison_placed")):
+        if {"original", tower} <= scores.keys():
+            results[key] = scienceqa.compare(scores[tower], scores["original"])
+            print_comparison(f"{tower} - original", results[key])
     if "blind" in scores:
         results["image_share"] = {}
         for tower in towers:
@@ -198,7 +210,7 @@ def choose_mini(arguments: argparse.Namespace) -> None:
 
 
 def name_of(tower: str, control: str | None) -> str:
-    """Name one row of the table; without an image the tower does not matter."""
+    """Name one row of the table and its folder; without an image the tower does not matter."""
     if control is None:
         return tower
     return control if control == "blind" else f"{tower}-{control}"
@@ -245,7 +257,7 @@ def answer_and_score(
 
     settings = {name: getattr(arguments, name) for name in DECISIVE}
     if control != "blind":
-        settings |= {"tower": tower, "encoder": arguments.encoder if tower == "swapped" else None}
+        settings |= {"tower": tower, "encoder": None if tower == "original" else arguments.encoder}
     questions = [problem for problem in data.problems if problem.has_image or control is None]
     name = name_of(tower, control)
     with running_accuracy(name, len(questions), state) as progress:

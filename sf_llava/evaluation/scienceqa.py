@@ -17,6 +17,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from sf_llava.checkpoints.conversations import chat_template
 from sf_llava.data.scienceqa import Problem, ScienceQA, ask, read_predictions, shuffle_images
 from sf_llava.files import read_json, write_bytes, write_json
+from sf_llava.plugin.positions import generate_in_place
 from sf_llava.plugin.tokens import encode_prompts
 
 CONTROLS = ("blind", "shuffled", "grey")
@@ -36,11 +37,20 @@ class Generation:
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model that answers, and the settings that its answers depend on."""
+    """A model that answers, and the settings that its answers depend on.
+
+    Attributes:
+        model: a LLaVA.
+        processor: its processor.
+        generation: how answers are generated.
+        num_patches: with a SparseFormer in place: patches of the tower that the LLM was trained with, for positions by
+            RoI centre and an attention bias; None for the plain model.
+    """
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
     generation: Generation
+    num_patches: int | None = None
 
     def template(self) -> str | None:
         """The chat template in use."""
@@ -66,10 +76,11 @@ class Answerer:
             torch.manual_seed(seed)
             sampling = dict(do_sample=True, temperature=self.generation.temperature)
         pad = self.processor.tokenizer.pad_token_id
-        output = self.model.generate(
-            **inputs, max_new_tokens=self.generation.max_new_tokens, pad_token_id=pad, **sampling
-        )
-        new = output[:, inputs["input_ids"].shape[1] :]
+        options = dict(max_new_tokens=self.generation.max_new_tokens, pad_token_id=pad, **sampling)
+        if self.num_patches is None:
+            new = self.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        else:
+            new = generate_in_place(self.model, inputs, self.num_patches, **options)
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
 

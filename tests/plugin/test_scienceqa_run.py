@@ -76,6 +76,18 @@ def test_both_towers_and_every_control_are_answered_and_scored(finished):
     assert len(blind) == 6 and not any("<image>" in line["prompt"] for line in blind)
 
 
+def test_the_swapped_tower_runs_once_more_with_positions_and_bias(files, finished, tmp_path):
+    main(command(files, tmp_path, "--towers", "swapped", "--positions-and-bias"))
+    scores = json.loads((tmp_path / "results.json").read_text())["scores"]
+    assert list(scores) == ["swapped", "swapped-placed"] and scores["swapped-placed"]["total"] == 11
+    lines = [(path / "answers.jsonl").read_text() for path in (tmp_path / "swapped", finished / "swapped")]
+    assert lines[0] == lines[1]
+    placed = (tmp_path / "swapped-placed" / "answers.jsonl").read_text().splitlines()
+    assert placed[1::2] == lines[0].splitlines()[1::2] and len(placed) == 11  # text alone is answered as ever
+    with pytest.raises(ValueError, match="--positions-and-bias is for the swapped tower"):
+        main(command(files, tmp_path, "--towers", "original", "--positions-and-bias"))
+
+
 def test_text_only_answers_do_not_depend_on_the_tower(finished):
     original, swapped = (
         [json.loads(line) for line in (finished / tower / "answers.jsonl").read_text().splitlines()]
