@@ -70,6 +70,35 @@ def test_half_precision_keeps_geometry_in_float32(trained, images, dtype):
     assert cosine.min() > 0.995
 
 
+def geometry(model):
+    return {name: value for name, value in model.named_parameters() if name.endswith(("initial_rois", "offset_bias"))}
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda model: model.half(),
+        lambda model: model.to(torch.float16),
+        lambda model: model.to("cpu", torch.bfloat16),
+        lambda model: model.double().half(),
+        lambda model: torch.nn.ModuleDict({"vision_tower": model}).half()["vision_tower"],
+    ],
+)
+def test_geometry_keeps_its_values_through_every_conversion(trained, images, tmp_path, convert):
+    before = copy.deepcopy(trained)
+    trained(images).image_embeds.sum().backward()
+    half = convert(trained)
+    assert len(geometry(half)) == 3 and half.dtype in (torch.float16, torch.bfloat16)
+    for name, value in geometry(half).items():
+        assert value.dtype == value.grad.dtype == torch.float32 and torch.equal(value, geometry(before)[name])
+    coarse = {value.dtype for name, value in half.named_parameters() if name not in geometry(half)}
+    assert coarse == {half.dtype}
+    half.save_pretrained(tmp_path)
+    again = SparseFormerModel.from_pretrained(tmp_path, dtype=half.dtype)
+    assert all(torch.equal(value, geometry(before)[name]) for name, value in geometry(again).items())
+    assert {value.dtype for value in geometry(trained.double()).values()} == {torch.float64}
+
+
 def test_autocast_keeps_geometry_in_float32(trained, images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = trained(images, output_sampling_points=True)

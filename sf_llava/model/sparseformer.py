@@ -7,7 +7,7 @@ Letters: B images, S pixels, N latents, T = N + 1 tokens (CLS first), D width, E
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ from sf_llava.model.early_conv import EarlyConvolution
 from sf_llava.model.focusing import FocusingTransformer, SamplingBlock
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import place_points
+
+GEOMETRY = ("initial_rois", "offset_bias")
+"""Parameters that say where a latent looks: float32 at least, however coarse the rest of the model is."""
 
 
 @dataclass
@@ -59,7 +62,7 @@ class SparseFormerModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["FocusingTransformer", "CortexBlock"]  # noqa: RUF012 (transformers' interface)
-    _keep_in_fp32_modules_strict = ["initial_rois", "offset_bias"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = list(GEOMETRY)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -130,6 +133,19 @@ class SparseFormerModel(PreTrainedModel):
             hidden_states.append(tokens if layer in layers else None)
         hidden_states += [None] * (depth - last_layer)
         return tokens if last_layer == depth else None, tuple(hidden_states)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseFormerModel":
+        """Convert or move all weights, as ``half()`` and ``to()`` do; ``GEOMETRY`` becomes no coarser than float32."""
+        named = [parameter for name, parameter in self.named_parameters() if name.endswith(GEOMETRY)]
+        geometry = [tensor for parameter in named for tensor in (parameter, parameter.grad) if tensor is not None]
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if converted.dtype.itemsize < 4 and any(tensor is one for one in geometry):
+                return tensor.to(converted.device, torch.float32)
+            return converted
+
+        return super()._apply(convert, recurse)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -88,6 +88,16 @@ def test_half_precision_loads_and_generates_with_rois_in_float32(native, tmp_pat
     assert (half(**inputs).logits.float() - full).abs().max() < 0.05 * full.abs().max()
 
 
+def test_a_halved_llava_keeps_the_towers_rois_in_float32(native):
+    model, processor = native
+    rois = model.model.vision_tower.focusing.initial_rois.detach().clone()
+    half = model.half()
+    assert half.model.multi_modal_projector.linear_1.weight.dtype == torch.float16
+    assert torch.equal(half.model.vision_tower.focusing.initial_rois, rois) and rois.dtype == torch.float32
+    inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
+    assert half.generate(**inputs, max_new_tokens=4, do_sample=False).shape[0] == 1
+
+
 @pytest.mark.parametrize(
     "device_map",
     [
