@@ -100,7 +100,8 @@ def draw_queries(tokens: Tensor, generator: torch.Generator) -> Tensor:
     steps = torch.randint(1, count, (count, NUM_QUERIES), generator=generator)
     images = (torch.arange(count)[:, None] + steps) % count
     places = torch.randint(num_tokens, (count, NUM_QUERIES), generator=generator)
-    return tokens[images.to(tokens.device), places.to(tokens.device)]
+    images, places = (index.to(tokens.device, non_blocking=True) for index in (images, places))
+    return tokens[images, places]
 
 
 @dataclass

@@ -29,6 +29,7 @@ from sf_llava.bootstrap.schedule import count_steps, learning_rate_factor
 from sf_llava.bootstrap.validation import Validator, resize_pixels
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
+from sf_llava.teachers.compiled import compile_frozen, pays
 
 
 class Trainer:
@@ -59,6 +60,7 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.teacher = teacher
+        self.teach = teacher if alignment is None else lambda x: teacher.embeds_and_tokens(x, alignment.layer)
         self.images = data.images
         self.labels = None if data.labels is None else torch.tensor(data.labels)
         self.run = run
@@ -72,6 +74,9 @@ class Trainer:
         )
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
+        if pays(accelerator.device, teacher.dtype, self.num_steps):
+            size = (self.micro_batch_size, 3, teacher.image_size, teacher.image_size)
+            self.teach = compile_frozen(self.teach, torch.zeros(size, device=accelerator.device))
         self.step = 0
         self.seconds = 0.0  # of training, kept over resumptions
         self.skipped: set[str] = set()  # unreadable images up to the last checkpoint, of all processes
@@ -186,14 +191,15 @@ class Trainer:
     def _backward(self, batch: dict, micro_step: int) -> Tensor:
         teacher_pixels = resize_pixels(batch["pixel_values"], self.teacher.image_size)
         student_pixels = resize_pixels(batch["pixel_values"], self.student_size)
+        with torch.no_grad():
+            taught = self.teach(teacher_pixels)
         terms: dict[str, Tensor] = {}
         if self.alignment is None:
-            with torch.no_grad():
-                target = self.teacher(teacher_pixels).float()
+            target = taught.float()
             embeds = self.student(student_pixels).image_embeds.float()
         else:
             layer, count = self.alignment.layer, len(batch["index"])  # behind them, the pictures of questions
-            target, target_tokens = self.teacher.embeds_and_tokens(teacher_pixels, layer)
+            target, target_tokens = taught
             output = self.student(student_pixels, output_hidden_states=(layer, -1))
             target, embeds = target[:count].float(), output.image_embeds[:count].float()
             key = (self.config.seed, self.step, micro_step, self.accelerator.process_index)
@@ -212,7 +218,7 @@ class Trainer:
         else:
             loss = cosine_loss(embeds, target)
         if config.class_loss_weight:
-            labels = self.labels[index].to(embeds.device)
+            labels = self.labels[index].to(embeds.device, non_blocking=True)
             loss = loss + config.class_loss_weight * F.cross_entropy(self.validator.class_logits(embeds), labels)
         return loss
 
