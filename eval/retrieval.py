@@ -48,9 +48,9 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from sf_llava.data.captions import open_captions
-    from sf_llava.evaluation.embeddings import EmbeddingStore
     from sf_llava.evaluation.retrieval import evaluate_retrieval
     from sf_llava.evaluation.setup import choose_device, choose_models, load_models
+    from sf_llava.evaluation.store import EmbeddingStore
 
     started = time.perf_counter()
     device = choose_device(arguments.device)

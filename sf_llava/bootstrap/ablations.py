@@ -20,9 +20,9 @@ from sf_llava.data import open_labelled
 from sf_llava.data.captions import open_captions
 from sf_llava.evaluation import evaluate_zero_shot, student_encoder, teacher_encoder, zero_shot_task
 from sf_llava.evaluation.baselines import MergedTeacher, PooledTeacher, reduced_encoder
-from sf_llava.evaluation.embeddings import EmbeddingStore
 from sf_llava.evaluation.encoders import Encoder
 from sf_llava.evaluation.retrieval import DIRECTIONS, evaluate_retrieval
+from sf_llava.evaluation.store import EmbeddingStore
 from sf_llava.teachers.base import Teacher
 
 DEFAULT = "default"

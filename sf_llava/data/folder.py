@@ -1,4 +1,7 @@
-"""``folder:PATH``: every picture below a folder; for evaluation the first-level folders are the classes."""
+"""``folder:PATH``: every picture below a folder; for evaluation the first-level folders are the classes.
+
+Pictures in one flat folder take their classes from a file beside or above them (``label_files``).
+"""
 
 import os
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from sf_llava.data.images import (
     printable,
     split_of,
 )
+from sf_llava.data.label_files import NAMES, find_label_file, read_label_file
 
 
 class FolderImages:
@@ -57,8 +61,14 @@ def open_images(where: str) -> FolderImages:
 
 
 def open_labelled(where: str) -> LabelledImages:
-    """Find every picture below ``where``; the name of the first-level folder is its class."""
+    """Find every picture below ``where``; its class is the first-level folder, or stands in a file of classes.
+
+    Raises:
+        ValueError: no pictures, pictures beside folders, a flat folder without a readable file of classes.
+    """
     images = open_images(where)
+    if all("/" not in path for path in images.paths):
+        return _label_flat(where, images)
     folders = []
     for path in images.paths:
         folder, slash, _ = path.partition("/")
@@ -72,6 +82,15 @@ def open_labelled(where: str) -> LabelledImages:
         )
     index_of = {name: index for index, name in enumerate(class_names)}
     return LabelledImages(images, [index_of[folder] for folder in folders], class_names)
+
+
+def _label_flat(where: str, images: FolderImages) -> LabelledImages:
+    path = find_label_file(images.root)
+    if path is None:
+        raise ValueError(
+            f"{where!r} needs one folder a class, or a file of classes beside its pictures: {', '.join(NAMES)}"
+        )
+    return LabelledImages(images, *read_label_file(path, list(images.paths)))
 
 
 def _scan(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:

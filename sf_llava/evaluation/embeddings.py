@@ -1,36 +1,28 @@
 """Embeddings of many images and texts: spread over processes, kept on disk by content.
 
-What is kept is found again by everything it depends on: the pixels or texts, the weights, the preprocessing, the dtype
-and the code that computes them. Batches are composed alike whatever the number of processes, so embeddings are equal.
+Batches are composed alike whatever the number of processes, so embeddings are equal.
 Letters: M images, N texts, E embedding width.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from sf_llava import files
 from sf_llava.data import CorruptImageError, ImageSource
 from sf_llava.data.arrow import ArrowImages
 from sf_llava.data.folder import FolderImages
 from sf_llava.data.subset import Subset
-from sf_llava.evaluation.encoders import Encoder, EncodingPass
+from sf_llava.evaluation.encoders import Encoder, EncodingPass, share
+from sf_llava.evaluation.store import EmbeddingStore, digest_texts, fingerprint
 from sf_llava.evaluation.task import Advance, ignore
 from sf_llava.teachers.base import Teacher
 
 TEXTS_AT_ONCE = 256
-CODE = ("data", "model", "ops", "teachers")
-"""Parts of the package on which embeddings depend."""
 
 
 @dataclass
@@ -48,26 +40,6 @@ class ImageEmbeddings:
     places: list[int]
     corrupt: list[str]
     images_per_second: list[float | None]
-
-
-class EmbeddingStore:
-    """Embeddings on disk, one safetensors file an entry; the main process reads and writes."""
-
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-
-    def read(self, key: str) -> tuple[Tensor, dict] | None:
-        """Return the embeddings and what was noted with them, or None."""
-        path = self.directory / f"{key}.safetensors"
-        if not path.is_file():
-            return None
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("embeds"), json.loads(file.metadata()["note"])
-
-    def write(self, key: str, embeds: Tensor, note: dict) -> None:
-        """Keep embeddings, atomically."""
-        data = save({"embeds": embeds.contiguous()}, {"note": json.dumps(note)})
-        files.write_bytes(self.directory / f"{key}.safetensors", data)
 
 
 def embed_images(
@@ -99,14 +71,14 @@ def embed_images(
     kept: list[tuple[Tensor, dict] | None] = []
     if state.is_main_process:
         pixels = _digest_images(source)
-        keys = [_digest(fingerprint(encoder.module), repr(encoder.preprocessing), pixels) for encoder in encoders]
+        keys = [digest_texts(fingerprint(encoder.module), repr(encoder.preprocessing), pixels) for encoder in encoders]
         kept = [store.read(key) for key in keys]
     keys, kept = broadcast_object_list([keys, kept])
     to_do = [encoder for encoder, entry in zip(encoders, kept, strict=True) if entry is None]
     fresh: list[tuple[Tensor, dict]] = []
     speeds: list[float] = []
     if to_do:
-        mine = _share(range(len(source)), batch_size, state)
+        mine = share(range(len(source)), batch_size, state)
         encoding = EncodingPass(to_do, source, mine, batch_size, workers, advance)
         batches = [
             ([mine[place] for place in places], [embeds.float().cpu() for embeds, _ in outputs])
@@ -136,12 +108,12 @@ def embed_texts(teacher: Teacher, texts: Sequence[str], store: EmbeddingStore, a
     state = PartialState()
     key, kept = "", None
     if state.is_main_process:
-        key = _digest(fingerprint(teacher), *texts)
+        key = digest_texts(fingerprint(teacher), *texts)
         kept = store.read(key)
     key, kept = broadcast_object_list([key, kept])
     if kept is not None:
         return kept[0]
-    mine = _share(range(len(texts)), TEXTS_AT_ONCE, state)
+    mine = share(range(len(texts)), TEXTS_AT_ONCE, state)
     batches: list[tuple[int, Tensor]] = []
     for start in range(0, len(mine), TEXTS_AT_ONCE):
         places = mine[start : start + TEXTS_AT_ONCE]
@@ -151,36 +123,6 @@ def embed_texts(teacher: Teacher, texts: Sequence[str], store: EmbeddingStore, a
     if state.is_main_process:
         store.write(key, embeds, {})
     return embeds
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Digest a module: its structure and configuration, its weights, and the code that runs it."""
-    digest = hashlib.blake2b(f"{module!r}{getattr(module, 'config', '')}{torch.__version__}".encode())
-    digest.update(_digest_code().encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _share(places: range, batch_size: int, state: PartialState) -> list[int]:
-    """This process's batches, in turn with the others'; only the last batch of all may be short."""
-    starts = range(state.process_index * batch_size, len(places), state.num_processes * batch_size)
-    return [place for start in starts for place in places[start : start + batch_size]]
-
-
-def _digest(*parts: str) -> str:
-    digest = hashlib.blake2b(digest_size=20)
-    for part in parts:
-        digest.update(f"{len(part)}:{part}".encode())
-    return digest.hexdigest()
-
-
-@cache
-def _digest_code() -> str:
-    package = Path(__file__).resolve().parents[1]
-    paths = [package / "configuration.py", *(path for part in CODE for path in sorted((package / part).rglob("*.py")))]
-    return _digest(*(path.read_text(encoding="utf-8") for path in paths))
 
 
 def _digest_images(source: ImageSource) -> str:

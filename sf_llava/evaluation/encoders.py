@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -167,3 +168,9 @@ class EncodingPass:
     def _finish(self) -> None:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
+
+
+def share(places: range, batch_size: int, state: PartialState) -> list[int]:
+    """This process's batches, in turn with the others'; only the last batch of all may be short."""
+    starts = range(state.process_index * batch_size, len(places), state.num_processes * batch_size)
+    return [place for start in starts for place in places[start : start + batch_size]]

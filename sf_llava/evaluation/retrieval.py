@@ -16,8 +16,9 @@ from torch import Tensor
 from sf_llava.data import CorruptImageError
 from sf_llava.data.captions import CaptionedImages
 from sf_llava.data.transforms import Preprocessing
-from sf_llava.evaluation.embeddings import EmbeddingStore, embed_images, embed_texts
+from sf_llava.evaluation.embeddings import embed_images, embed_texts
 from sf_llava.evaluation.encoders import Encoder
+from sf_llava.evaluation.store import EmbeddingStore
 from sf_llava.evaluation.task import Advance, ignore
 from sf_llava.metrics.retrieval import caption_ranks, image_ranks, recall_at_k, sum_by_image
 from sf_llava.metrics.statistics import paired_bootstrap_interval, paired_difference_interval, wilson_interval

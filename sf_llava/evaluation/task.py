@@ -1,18 +1,22 @@
 """What a zero-shot evaluation asks: which images, which classes, and how embeddings are turned into classes.
 
 Data sets name the same classes differently (ImageNet: synset ids as folders, words in hub data sets, mere numbers), so
-labels are matched by id, by name, or, where counts agree, by position; which of them is recorded with the result.
+labels are matched by id, by name, by number, or, where counts agree, by position; which is recorded with the result.
 Letters: N images, C classes, E embedding width.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from sf_llava.data import ImageSource, LabelledImages
+from sf_llava.evaluation.store import EmbeddingStore, digest_texts, fingerprint
 from sf_llava.metrics.zero_shot import zero_shot_classifier
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.class_names import CLASS_SETS, SIMPLE_TEMPLATES, ClassSet, class_set, synset_ids, templates_named
@@ -53,6 +57,7 @@ def zero_shot_task(
     limit: int | None = None,
     seed: int = 0,
     advance: Callable[[int, int], None] = lambda count, total: None,
+    store: EmbeddingStore | None = None,
 ) -> ZeroShotTask:
     """Match a data set's classes with names and prompts, and build the classifier with the teacher's text tower.
 
@@ -64,6 +69,7 @@ def zero_shot_task(
         limit: evaluate on so many images, drawn by ``seed``.
         seed: of that draw.
         advance: called with the number of classes just done, and of all classes.
+        store: keeps the classifier, found again by the teacher's weights, the names and the prompts.
 
     Raises:
         ValueError: classes that do not match the data set, a teacher without text tower or classifier, a bad limit.
@@ -79,9 +85,7 @@ def zero_shot_task(
         labels, matched = match_labels(images, own)
         prompts = templates_named(templates) if templates else (teacher.templates or own.templates)
         total = len(own.class_names)
-        classifier = zero_shot_classifier(
-            teacher.encode_text, own.class_names, prompts, advance=lambda count: advance(count, total)
-        )
+        classifier = _text_classifier(teacher, own.class_names, prompts, store, lambda count: advance(count, total))
     indices = _draw(len(images), limit, seed)
     description = {
         "classes": own.name,
@@ -93,14 +97,22 @@ def zero_shot_task(
 
 
 def find_class_set(images: LabelledImages) -> ClassSet:
-    """Recognise ImageNet, CIFAR-10 or the drawn world by a data set's class names; otherwise take these as they are."""
+    """Recognise ImageNet, its -A and -R, CIFAR-10 or the drawn world by class names; otherwise take these as they are.
+
+    A data set with exactly the 200 classes of ImageNet-A or -R is scored among these, as is custom; any other part of
+    ImageNet's classes among all 1,000.
+    """
     names = images.class_names
-    for known in (make() for make in CLASS_SETS.values()):
-        if set(names) <= set(known.ids) or tuple(names) == known.class_names:
-            return known
-    if all(name.isdecimal() for name in names):
+    known = [make() for make in CLASS_SETS.values()]
+    for one in known:
+        if set(names) == set(one.ids) or tuple(names) == one.class_names:
+            return one
+    for one in known:
+        if set(names) <= set(one.ids):
+            return one
+    if _are_numbers(names):
         raise ValueError(
-            f"the data set numbers its {len(names)} classes but does not name them; give their names "
+            f"the data set numbers its {len(names)} classes but does not name them; give their names with --classes "
             f"({', '.join(CLASS_SETS)} or a JSON file)"
         )
     words = tuple(name.replace("_", " ") for name in names)
@@ -111,7 +123,8 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
     """Translate a data set's labels to those of a class set.
 
     Returns:
-        The label of every image, and what they were matched by: "id", "name" or "position".
+        The label of every image, and what they were matched by: "id", "name", "number" (classes that are called by
+        their numbers, in whatever order they stand) or "position".
 
     Raises:
         ValueError: the data set has other classes.
@@ -121,6 +134,14 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
             place = {name: index for index, name in enumerate(known)}
             translation = [place[name] for name in images.class_names]
             return [translation[label] for label in images.labels], by
+    if _are_numbers(images.class_names):
+        numbers = [int(name) for name in images.class_names]
+        if max(numbers) >= len(classes.class_names):
+            raise ValueError(
+                f"the data set numbers its classes up to {max(numbers)}, but {classes.name} has "
+                f"{len(classes.class_names)} classes, numbered from 0"
+            )
+        return [numbers[label] for label in images.labels], "number"
     if len(images.class_names) == len(classes.class_names):
         return list(images.labels), "position"
     unknown = [name for name in images.class_names if name not in classes.ids and name not in classes.class_names]
@@ -133,9 +154,37 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
 def _own_classes(teacher: Teacher, images: LabelledImages) -> ClassSet:
     """Name the outputs of a classification teacher: by ImageNet's synset ids where it is one, else by the data set."""
     ids = synset_ids(teacher.num_classes)
-    same_count = len(images.class_names) == teacher.num_classes
-    names = images.class_names if same_count else ids or [str(number) for number in range(teacher.num_classes)]
+    names = images.class_names
+    if len(names) != teacher.num_classes or _are_numbers(names):
+        names = ids or [str(number) for number in range(teacher.num_classes)]
     return ClassSet("the teacher's own", tuple(names), (), ids)
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+def _text_classifier(
+    teacher: Teacher,
+    class_names: Sequence[str],
+    prompts: Sequence[str],
+    store: EmbeddingStore | None,
+    advance: Advance,
+) -> Tensor:
+    """Build the (C, E) classifier, or take it from the store; of several processes the main one reads and writes."""
+    key, kept = "", None
+    if store is not None and PartialState().is_main_process:
+        code = inspect.getsource(zero_shot_classifier)
+        key = digest_texts(fingerprint(teacher), code, str(len(class_names)), *class_names, *prompts)
+        kept = store.read(key)
+    if store is not None:
+        (kept,) = broadcast_object_list([kept])
+    if kept is not None:
+        return kept[0]
+    classifier = zero_shot_classifier(teacher.encode_text, class_names, prompts, advance=advance)
+    if store is not None and PartialState().is_main_process:
+        store.write(key, classifier.cpu(), {})
+    return classifier
 
 
 def _draw(total: int, limit: int | None, seed: int) -> list[int]:

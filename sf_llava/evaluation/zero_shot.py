@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from sf_llava.evaluation.encoders import Encoder, EncodingPass
+from sf_llava.evaluation.encoders import Encoder, EncodingPass, share
 from sf_llava.evaluation.task import Advance, ZeroShotTask, ignore
 from sf_llava.metrics.statistics import paired_bootstrap_interval, paired_difference_interval, wilson_interval
 from sf_llava.metrics.zero_shot import commonest_disagreements, label_ranks, per_class_accuracy, predicted_classes
@@ -151,6 +153,7 @@ def evaluate_zero_shot(
     batch_size: int = 64,
     workers: int = 0,
     advance: Advance = ignore,
+    state: PartialState | None = None,
 ) -> ZeroShotResult:
     """Run the encoders over the task's images and score them.
 
@@ -160,29 +163,42 @@ def evaluate_zero_shot(
         batch_size: images a forward pass.
         workers: processes that decode; 0 decodes in this one.
         advance: called with the number of images done after each batch.
+        state: processes among which batches are dealt out; None evaluates all in this one. Batches are composed alike
+            whatever the number of processes, so the scores are equal, and every process returns them.
 
     Raises:
         ValueError: no image can be read, or embeddings hold NaN.
     """
     labels = torch.tensor(task.labels)
-    encoding = EncodingPass(encoders, task.images, task.indices, batch_size, workers, advance)
-    places: list[int] = []
-    measured: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in encoders]
-    for batch, outputs in encoding:
-        places += batch
+    everything = range(len(labels))
+    mine = list(everything) if state is None else share(everything, batch_size, state)
+    encoding = EncodingPass(encoders, task.images, [task.indices[i] for i in mine], batch_size, workers, advance)
+    batches: list[tuple[list[int], list[tuple[Tensor, Tensor, Tensor]]]] = []
+    for own_places, outputs in encoding:
+        places = [mine[place] for place in own_places]
         reference = outputs[0][0].float()
-        for store, (embeds, logits) in zip(measured, outputs, strict=True):
-            scores = _scores(task, embeds, logits)  # [B, C]
-            ranks = label_ranks(scores, labels[batch].to(scores.device))
-            cosines = F.cosine_similarity(embeds.float(), reference, dim=-1)
-            store.append((ranks.cpu(), predicted_classes(scores).cpu(), cosines.cpu()))
-    if not places:
-        raise ValueError(f"none of the {len(task.indices)} images can be read; the first: {encoding.corrupt[0]}")
-    results = [
-        EncoderScore(encoder, *(torch.cat(parts) for parts in zip(*store, strict=True)), images_per_second=speed)
-        for encoder, store, speed in zip(encoders, measured, encoding.images_per_second, strict=True)
-    ]
-    return ZeroShotResult(task, labels[places], results, encoding.corrupt)
+        batches.append((places, [_measure(task, labels[places], *output, reference) for output in outputs]))
+    corrupt = encoding.corrupt
+    if state is not None:
+        batches = sorted(gather_object(batches), key=lambda batch: batch[0])
+        corrupt = gather_object(corrupt)
+    if not batches:
+        raise ValueError(f"none of the {len(labels)} images can be read; the first: {corrupt[0]}")
+    results = []
+    for number, (encoder, speed) in enumerate(zip(encoders, encoding.images_per_second, strict=True)):
+        ranks, predictions, cosines = (torch.cat([scores[number][i] for _, scores in batches]) for i in range(3))
+        results.append(EncoderScore(encoder, ranks, predictions, cosines, images_per_second=speed))
+    return ZeroShotResult(task, labels[[place for places, _ in batches for place in places]], results, corrupt)
+
+
+def _measure(
+    task: ZeroShotTask, labels: Tensor, embeds: Tensor, logits: Tensor | None, reference: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank of the right class, likeliest class, and cosine to the reference, each (B,) on the CPU."""
+    scores = _scores(task, embeds, logits)  # [B, C]
+    ranks = label_ranks(scores, labels.to(scores.device))
+    cosines = F.cosine_similarity(embeds.float(), reference, dim=-1)
+    return ranks.cpu(), predicted_classes(scores).cpu(), cosines.cpu()
 
 
 def _scores(task: ZeroShotTask, embeds: Tensor, logits: Tensor | None) -> Tensor:

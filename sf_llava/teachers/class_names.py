@@ -1,11 +1,13 @@
 """Class sets for zero-shot classification: what the classes are called, and the prompts their names are put into.
 
-ImageNet's curated names and OpenAI's 80 templates come from open_clip, its synset ids from timm; CIFAR-10's names and
-18 templates are those of OpenAI's CLIP notebook.
+ImageNet's curated names and OpenAI's 80 templates come from open_clip, synset ids (of -A and -R too) from timm;
+CIFAR-10's names and 18 templates are those of OpenAI's CLIP notebook.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import resources
 from pathlib import Path
 
 from sf_llava.files import read_json
@@ -44,6 +46,14 @@ def imagenet() -> ClassSet:
     return ClassSet("imagenet", tuple(IMAGENET_CLASSNAMES), templates, synset_ids(1000))
 
 
+def imagenet_part(name: str) -> ClassSet:
+    """The 200 classes of ``imagenet-a`` or ``imagenet-r``, with ImageNet's names and prompts."""
+    whole = imagenet()
+    ids = resources.files("timm.data").joinpath(f"_info/{name.replace('-', '_')}_synsets.txt").read_text().split()
+    name_of = dict(zip(whole.ids, whole.class_names, strict=True))
+    return ClassSet(name, tuple(name_of[synset] for synset in ids), whole.templates, tuple(ids))
+
+
 def cifar10() -> ClassSet:
     """CIFAR-10: 10 names and 18 templates of OpenAI's CLIP."""
     return ClassSet("cifar10", CIFAR10_CLASS_NAMES, CIFAR10_TEMPLATES)
@@ -57,15 +67,21 @@ def mini() -> ClassSet:
     return ClassSet("mini", tuple(CLASS_NAMES), tuple(TEMPLATES))
 
 
-CLASS_SETS: dict[str, Callable[[], ClassSet]] = {"mini": mini, "cifar10": cifar10, "imagenet": imagenet}
+CLASS_SETS: dict[str, Callable[[], ClassSet]] = {
+    "mini": mini,
+    "cifar10": cifar10,
+    "imagenet": imagenet,
+    "imagenet-a": partial(imagenet_part, "imagenet-a"),
+    "imagenet-r": partial(imagenet_part, "imagenet-r"),
+}
 
 
 def class_set(name: str) -> ClassSet:
     """Give the class set called ``name``, or the one in a JSON file.
 
     Args:
-        name: ``mini``, ``cifar10``, ``imagenet``, or a file that holds a list of names in the order of the labels,
-            or ``{"class_names": [...], "templates": [...]}``.
+        name: ``mini``, ``cifar10``, ``imagenet``, ``imagenet-a``, ``imagenet-r``, or a file that holds a list of names
+            in the order of the labels, or ``{"class_names": [...], "templates": [...]}``.
     """
     if name in CLASS_SETS:
         return CLASS_SETS[name]()

@@ -17,8 +17,9 @@ from PIL import Image
 from sf_llava.data.captions import open_captions
 from sf_llava.evaluation import embeddings as embeddings_module
 from sf_llava.evaluation import student_encoder, teacher_encoder
-from sf_llava.evaluation.embeddings import EmbeddingStore, embed_images, embed_texts, fingerprint
+from sf_llava.evaluation.embeddings import embed_images, embed_texts
 from sf_llava.evaluation.retrieval import evaluate_retrieval
+from sf_llava.evaluation.store import EmbeddingStore, fingerprint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "retrieval.py"
 WORDS = ("a", "photo", "of", "the", "cat", "dog", "red", "ship")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sf_llava.bootstrap.inherit import inherit, student_config
 from sf_llava.data import LabelledImages, open_labelled
 from sf_llava.evaluation import evaluate_zero_shot, match_labels, student_encoder, teacher_encoder, zero_shot_task
+from sf_llava.evaluation.store import EmbeddingStore
 from sf_llava.evaluation.task import find_class_set
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher
@@ -156,6 +157,32 @@ def test_imagenet_folders_are_matched_by_synset_also_in_part():
     assert labels == [1, 0, 0] and by == "id"
 
 
+def test_imagenets_known_parts_are_scored_among_their_own_classes():
+    for name in ("imagenet-a", "imagenet-r"):
+        assert find_class_set(labelled(*class_set(name).ids)).name == name
+    assert find_class_set(labelled(*class_set("imagenet-a").ids[:-1])).name == "imagenet"
+
+
+def test_numbered_classes_are_matched_by_number_whatever_their_order():
+    classes = ClassSet("letters", tuple("abcdefghijkl"), ("a {}",))
+    folders = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2 ... as ImageNet-V2's lie on disk
+    assert match_labels(labelled(*folders), classes) == ([0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9], "number")
+    assert match_labels(labelled("7", "03"), classes) == ([7, 3], "number")
+    with pytest.raises(ValueError, match=r"numbers its classes up to 12, but letters has 12 classes, numbered from 0"):
+        match_labels(labelled("1", "12"), classes)
+
+
+def test_the_text_classifier_is_kept_by_content(clip_teacher, folder, tmp_path, monkeypatch):
+    images, store = open_labelled(f"folder:{folder}"), EmbeddingStore(tmp_path)
+    first = zero_shot_task(clip_teacher, images, store=store).classifier
+    assert torch.equal(first, zero_shot_task(clip_teacher, images).classifier)
+    other = zero_shot_task(clip_teacher, images, templates="the {}", store=store).classifier
+    assert not torch.equal(first, other) and len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(type(clip_teacher), "encode_text", None)
+    assert torch.equal(first, zero_shot_task(clip_teacher, images, store=store).classifier)
+    assert torch.equal(other, zero_shot_task(clip_teacher, images, templates="the {}", store=store).classifier)
+
+
 def test_classes_are_recognised_or_taken_as_they_are():
     assert find_class_set(labelled(*class_set("cifar10").class_names)).name == "cifar10"
     assert find_class_set(labelled(*class_set("mini").class_names)).name == "mini"
@@ -167,7 +194,7 @@ def test_classes_are_recognised_or_taken_as_they_are():
 def test_labels_are_matched_by_name_then_by_position_or_not_at_all():
     classes = ClassSet("animals", ("dog", "cat"), ("a {}",))
     assert match_labels(labelled("cat", "dog"), classes) == ([1, 0], "name")
-    assert match_labels(labelled("0", "1"), classes) == ([0, 1], "position")
+    assert match_labels(labelled("kitten", "puppy"), classes) == ([0, 1], "position")
     assert match_labels(labelled("cat"), classes) == ([1], "name")
     with pytest.raises(ValueError, match=r"has 3 classes, animals has 2, .*: cow, pig"):
         match_labels(labelled("cow", "pig", "cat"), classes)

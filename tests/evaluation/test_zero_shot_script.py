@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -37,6 +38,30 @@ def test_teacher_and_student_stand_in_one_table(clip_dir, student, folder, tmp_p
     values = json.loads((tmp_path / "runs" / "zero_shot.json").read_text())
     assert values["num_images"] == 13 and values["settings"]["teacher"] == str(clip_dir)
     assert {"device", "torch", "transformers"} <= values["environment"].keys()
+
+
+@pytest.mark.slow
+def test_two_processes_give_identical_numbers(clip_dir, student, folder, tmp_path):
+    student.save_pretrained(tmp_path / "student")
+    results = []
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += [str(ROOT / "eval" / "zero_shot.py"), "--teacher", str(clip_dir), "--data", f"folder:{folder}"]
+        command += ["--encoder", str(tmp_path / "student"), "--batch-size", "3", "--device", "cpu"]
+        command += ["--output", f"{processes}.json", "--cache", f"cache{processes}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("retention") == 1
+        values = json.loads((tmp_path / f"{processes}.json").read_text())
+        assert values["environment"]["processes"] == processes
+        scores = [entry | {"images_per_second": None} for entry in values["encoders"]]
+        kept = [path.read_bytes() for path in (tmp_path / f"cache{processes}").iterdir()]
+        results.append((scores, *(values[key] for key in ("comparisons", "per_class", "num_images", "corrupt")), kept))
+    assert results[0] == results[1]  # the scores, and the kept classifier to the last bit
+    assert results[0][3] == 13 and len(results[0][4]) == 1
 
 
 def test_a_teacher_alone_says_how_to_make_a_student(clip_dir, folder, tmp_path):

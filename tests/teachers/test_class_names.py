@@ -21,6 +21,15 @@ def test_imagenet_has_1000_names_in_synset_order_and_openais_80_templates(imagen
     assert named["n01440764"] == "tench" and named["n12998815"] == "agaric"
 
 
+@pytest.mark.parametrize("name", ["imagenet-a", "imagenet-r"])
+def test_the_parts_of_imagenet_name_200_of_its_classes(name):
+    part, whole = class_set(name), class_set("imagenet")
+    assert len(set(part.ids)) == len(part.class_names) == 200 and part.ids == tuple(sorted(part.ids))
+    assert all(whole.class_names[whole.ids.index(i)] == n for i, n in zip(part.ids, part.class_names, strict=True))
+    known = {"imagenet-a": ("n02233338", "cockroach"), "imagenet-r": ("n01443537", "goldfish")}[name]
+    assert known in set(zip(part.ids, part.class_names, strict=True))
+
+
 def test_imagenet_templates_are_open_clips_with_a_place_for_the_name():
     texts = [template.replace("{}", "tench") for template in class_set("imagenet").templates]
     assert texts == [template("tench") for template in OPENAI_IMAGENET_TEMPLATES]
@@ -52,9 +61,10 @@ def test_templates_by_name_and_literally():
 
 
 def test_unknown_names_list_what_is_valid():
-    with pytest.raises(ValueError, match=r"unknown classes 'imagnet'; expected mini, cifar10, imagenet or a JSON file"):
+    known = "mini, cifar10, imagenet, imagenet-a, imagenet-r"
+    with pytest.raises(ValueError, match=f"unknown classes 'imagnet'; expected {known} or a JSON file"):
         class_set("imagnet")
-    with pytest.raises(ValueError, match="unknown templates 'imagnet'; expected mini, cifar10, imagenet, simple"):
+    with pytest.raises(ValueError, match=f"unknown templates 'imagnet'; expected {known}, simple"):
         templates_named("imagnet")
 
 
