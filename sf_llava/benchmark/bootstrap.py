@@ -1,7 +1,10 @@
-"""``benchmark.py bootstrap``: one step of bootstrapping, split into data, teacher, student and optimiser.
+"""``benchmark.py bootstrap``: one step of bootstrapping, split into data, teacher, student and optimiser; its memory.
 
-The teacher is random and frozen, the student has its shape; half of the cortex is frozen as in the paper. The data path
-(read, crop, flip, normalise) is timed alone, in one process: ``--workers`` of the trainer multiply it.
+The teacher is random and frozen, on a GPU compiled ("plain" in the file: not); the student has its shape; half of the
+cortex is frozen as in the paper. The data path
+(read, crop, flip, normalise) is timed alone, in one process: ``--workers`` of the trainer multiply it. The student's
+forward and backward is measured with plain PyTorch, with what the encoder uses ("ours"), and with the fused ops, which
+on a GPU are the same: bytes kept for the backward, and the peak beyond weights and optimiser, gradients included.
 """
 
 from collections.abc import Callable
@@ -10,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sf_llava.benchmark.encoder import PAIRS
-from sf_llava.benchmark.report import print_table, save
-from sf_llava.benchmark.timing import interleave, paired_ratio, peak_memory
+from sf_llava.benchmark.report import report, save
+from sf_llava.benchmark.timing import interleave, kept_for_backward, paired_ratio, peak_memory
 from sf_llava.configuration import preset
 from sf_llava.data.bootstrap_images import BootstrapImages, collate
 from sf_llava.data.names import open_images
@@ -21,21 +25,27 @@ from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.model import SparseFormerModel
 from sf_llava.ops import force
 from sf_llava.teachers.architectures import build_image_tower
+from sf_llava.teachers.compiled import compile_frozen
 
-PATHS = {"plain": "reference", "ours": "auto"}
+PATHS = {"plain": "reference", "ours": "auto", "fused": "op"}
+PARTS = ("data", "teacher", "student", "optimizer")
 
 
 def run(
     output: Path, pairs: list[str], batch_size: int, data: str, device: str, dtype: str, repeats: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Time the parts of a step for every pair, print the table, write ``bootstrap_DEVICE_DTYPE.json``."""
+    """Measure a step of every pair, print two tables; ``bootstrap_DEVICE_DTYPE.json`` is written after every pair."""
     torch.manual_seed(seed)
-    rows = [_measure(name, batch_size, data, device, getattr(torch, dtype), repeats) for name in pairs]
-    parts = ["data", "teacher", "student", "optimizer"]
-    header = ["pair", "batch", *(f"{part} ms" for part in parts), "img/s", "data img/s", "ops", "MiB", "plain MiB"]
-    print_table(f"A bootstrap step, {dtype}", header, [_cells(row, parts) for row in rows])
-    name = f"bootstrap_{torch.device(device).type}_{dtype}"
-    save(output, name, device, rows, dtype=dtype, repeats=repeats, data=data)
+    rows = []
+    for name in pairs:
+        rows.append(_measure(name, batch_size, data, device, getattr(torch, dtype), repeats))
+        file = f"bootstrap_{torch.device(device).type}_{dtype}"
+        path = save(output, file, device, rows, dtype=dtype, repeats=repeats, data=data)
+    header = ["pair", "batch", *(f"{part} ms" for part in PARTS), "img/s", "data img/s", "student faster"]
+    report(f"A bootstrap step, {dtype}", header, [_cells(row) for row in rows], path)
+    columns = [f"{kind} MiB {path}" for kind in ("kept", "peak") for path in PATHS]
+    header = ["pair", "batch", *columns, "peak of fused beside plain"]
+    report(f"Memory of a bootstrap step, {dtype}", header, [_memory_cells(row) for row in rows], path)
     return rows
 
 
@@ -44,14 +54,14 @@ def _measure(
 ) -> dict[str, Any]:
     pair = PAIRS[name]
     config = preset(pair.student, num_latents=pair.num_latents)
+    on_gpu = torch.device(device).type == "cuda"
     student = SparseFormerModel(config).to(device).train()
+    student.set_attn_implementation("sdpa" if on_gpu else "eager")  # as the trainer chooses
     for module in (*student.cortex[len(student.cortex) // 2 :], student.norm, student.projection):
         module.requires_grad_(False)
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True)
     teacher = build_image_tower(pair.teacher).to(device, dtype)
-    if torch.device(device).type == "cuda":
-        teacher = torch.compile(teacher)
     images = BootstrapImages(
         open_images(data),
         BootstrapTransform(Preprocessing(pair.image_size, config.image_mean, config.image_std)),
@@ -61,49 +71,65 @@ def _measure(
     batch = collate([images[key] for key in keys])["pixel_values"].to(device)
     with torch.no_grad():
         target = teacher(batch.to(dtype)).float()
+    compiled = compile_frozen(teacher, batch.to(dtype)) if on_gpu else teacher
+
+    def loss(path: str) -> Tensor:
+        with force(path), torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
+            embeds = student(batch).image_embeds
+        return (1 - F.cosine_similarity(embeds.float(), target, dim=-1)).mean()
 
     def learn(path: str) -> Callable[[], object]:
         def function() -> None:
             optimizer.zero_grad()
-            with force(path):
-                with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
-                    embeds = student(batch).image_embeds
-                (1 - F.cosine_similarity(embeds.float(), target, dim=-1)).mean().backward()
+            loss(path).backward()
 
         return function
 
-    def teach() -> object:
-        with torch.no_grad():
-            return teacher(batch.to(dtype))
+    @torch.no_grad()
+    def teach(teacher: Callable[[Tensor], Tensor]) -> Tensor:
+        return teacher(batch.to(dtype))
 
     functions = {
         "data": lambda: collate([images[key] for key in keys]),
-        "teacher": teach,
+        "plain teacher": lambda: teach(teacher),
+        "teacher": lambda: teach(compiled),
         "plain student": learn("reference"),
         "student": learn("auto"),
         "optimizer": optimizer.step,
     }
+    if not on_gpu:
+        del functions["plain teacher"]  # it is the same there
     timings = interleave(functions, device, repeats)
-    peaks = {key: peak_memory(functions[key], device) for key in ("plain student", "student")}
+    kept, peaks = {}, {}
+    for key, path in PATHS.items():
+        optimizer.zero_grad()
+        kept[key] = kept_for_backward(lambda path=path: loss(path), student.parameters())
+        peaks[key] = peak_memory(learn(path), device)
     return {
         "pair": name,
         "batch_size": batch_size,
         "parts": {key: timing.to_dict() for key, timing in timings.items()},
         "ops_speed_up": paired_ratio(timings["plain student"], timings["student"]),
+        "kept_bytes": kept,
         "peak_bytes": peaks,
     }
 
 
-def _cells(row: dict[str, Any], parts: list[str]) -> list[str]:
-    seconds = {part: timing["seconds"] for part, timing in row["parts"].items()}
+def _cells(row: dict[str, Any]) -> list[str]:
+    seconds = {part: row["parts"][part]["seconds"] for part in PARTS}
     step = seconds["teacher"] + seconds["student"] + seconds["optimizer"]
-    peaks = [f"{peak / 2**20:.0f}" if peak else "" for peak in reversed(row["peak_bytes"].values())]
     return [
         row["pair"],
         str(row["batch_size"]),
-        *(f"{seconds[part] * 1e3:.1f}" for part in parts),
+        *(f"{seconds[part] * 1e3:.1f}" for part in PARTS),
         f"{row['batch_size'] / step:.1f}",
         f"{row['batch_size'] / seconds['data']:.0f}",
         f"{row['ops_speed_up']:.2f}x",
-        *peaks,
     ]
+
+
+def _memory_cells(row: dict[str, Any]) -> list[str]:
+    peaks = row["peak_bytes"]
+    sizes = [*row["kept_bytes"].values(), *peaks.values()]
+    mebibytes = [f"{size / 2**20:.0f}" for size in sizes]
+    return [row["pair"], str(row["batch_size"]), *mebibytes, f"{peaks['fused'] / peaks['plain'] - 1:+.1%}"]

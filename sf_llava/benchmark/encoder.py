@@ -1,10 +1,12 @@
 """``benchmark.py encoder``: images a second of the SparseFormer beside the very CLIP it replaces.
 
-Both are random, in the same dtype, on the same batch, asked for the embedding; on a GPU eager, compiled and as a CUDA
-graph, elsewhere eager. "of it" is the speed-up as a share of the ratio of multiply-adds of the whole encoders (what
-the fast paths leave out counts for us).
+Both have random weights (but for ``sf-mini``'s CLIP), one dtype and one batch, and are asked for the embedding: eager,
+and on a GPU as a CUDA graph and compiled. "of it" is the speed-up as a share of the ratio of multiply-adds
+of the whole encoders (what the fast paths leave out counts for us). MiB are those of the weights and of what a call
+allocates beside them at its peak; what a CUDA graph holds is not counted.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sf_llava.benchmark.report import plot_throughput, print_table, save
-from sf_llava.benchmark.timing import interleave, paired_ratio, peak_memory
+from sf_llava.benchmark.report import device_name, plot_throughput, report, save
+from sf_llava.benchmark.timing import capture, interleave, paired_ratio, peak_memory
 from sf_llava.configuration import preset
 from sf_llava.costs import count_multiply_adds
 from sf_llava.model import SparseFormerModel
@@ -36,6 +38,7 @@ PAIRS = {
     "sf-l-64": Pair("sf-l-clip-224", 64, "open_clip:ViT-L-14-quickgelu"),
     "sf-l-128": Pair("sf-l-clip-224", 128, "open_clip:ViT-L-14-quickgelu"),
     "sf-l-144-336": Pair("sf-l-clip-336", 144, "open_clip:ViT-L-14-336-quickgelu", 336),
+    "sf-mini": Pair("sf-mini", 16, "mini", 64),
 }
 """Named as in the paper: ``sf-b-49`` counts CLS (48 latents), the others give that many latents to a projector."""
 
@@ -44,88 +47,91 @@ def run(
     output: Path,
     pairs: list[str],
     batch_sizes: list[int],
+    modes: list[str],
     device: str,
     dtype: str,
     repeats: int,
     seed: int,
-    compiled: bool = True,
 ) -> list[dict[str, Any]]:
-    """Time every pair at every batch size, print the table, write ``encoder_DEVICE_DTYPE.json`` and a plot.
+    """Time every pair at every batch size in every mode, print the table, write ``encoder_DEVICE_DTYPE.json``, a plot.
 
-    Compiling takes minutes: on a GPU the largest batch alone is compiled, and nothing where ``compiled`` is False.
+    The file is written again after every row. With ``compiled`` alone its name ends so: compiling takes minutes.
     """
     torch.manual_seed(seed)
-    on_gpu = torch.device(device).type == "cuda"
-    modes = {size: ["eager", "graph"] if on_gpu else ["eager"] for size in batch_sizes}
-    if on_gpu and compiled:
-        modes[max(batch_sizes)].insert(1, "compiled")
-    rows = [row for name in pairs for row in _measure_pair(name, modes, device, getattr(torch, dtype), repeats)]
+    largest = max(batch_sizes)
+    rows: list[dict[str, Any]] = []
+    built = None
+    file = f"encoder_{torch.device(device).type}_{dtype}" + ("_compiled" if modes == ["compiled"] else "")
+    for name, batch_size, mode in itertools.product(pairs, batch_sizes, modes):
+        if built is None or built.name != name:
+            built = Built(name, device, getattr(torch, dtype))
+        rows.append(_measure(built, batch_size, mode, device, repeats))
+        path = save(output, file, device, rows, dtype=dtype, repeats=repeats)
+        if batch_size == largest:
+            plot_throughput(path.with_suffix(".png"), rows, f"{device_name(device)}, {dtype}")
     header = ["pair", "batch", "mode", "ours img/s", "CLIP img/s", "faster", "±", "ratio", "of it", "MiB", "CLIP MiB"]
-    print_table(f"Encoder beside CLIP, {dtype}", header, [_cells(row) for row in rows])
-    name = f"encoder_{torch.device(device).type}_{dtype}"
-    save(output, name, device, rows, dtype=dtype, repeats=repeats)
-    plot_throughput(output / f"{name}.png", rows, f"{rows[-1]['mode']}, {dtype}, batch {max(batch_sizes)}")
+    report(f"Encoder beside CLIP, {dtype}", header, [_cells(row) for row in rows], path)
     return rows
 
 
-def _measure_pair(
-    name: str, modes: dict[int, list[str]], device: str, dtype: torch.dtype, repeats: int
-) -> list[dict[str, Any]]:
-    pair = PAIRS[name]
-    student = SparseFormerModel(preset(pair.student, num_latents=pair.num_latents)).eval().requires_grad_(False)
-    encoders = {"student": student, "teacher": build_image_tower(pair.teacher)}
-    multiply_adds = {
-        "student": count_multiply_adds(student, pair.image_size, output_hidden_states=True),
-        "teacher": count_multiply_adds(encoders["teacher"], pair.image_size),
+class Built:
+    """A pair's encoders on a device, and the ratio of their multiply-adds."""
+
+    def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
+        self.name, self.dtype, self.pair = name, dtype, PAIRS[name]
+        size = self.pair.image_size
+        with torch.device(device):
+            student = SparseFormerModel(preset(self.pair.student, num_latents=self.pair.num_latents))
+            teacher = build_image_tower(self.pair.teacher)
+        self.encoders = {"student": student.eval().requires_grad_(False), "teacher": teacher}
+        self.encoders = {key: encoder.to(device, dtype) for key, encoder in self.encoders.items()}
+        whole = count_multiply_adds(student, size, output_hidden_states=True)
+        self.ratio = count_multiply_adds(teacher, size) / whole
+
+
+def _measure(built: Built, batch_size: int, mode: str, device: str, repeats: int) -> dict[str, Any]:
+    """Time both encoders on one batch in one mode."""
+    pair, encoders = built.pair, built.encoders
+    pixels = torch.randn(batch_size, 3, pair.image_size, pair.image_size, device=device, dtype=built.dtype)
+    with torch.inference_mode():
+        runs = {key: _prepare(encoder, pixels, mode) for key, encoder in encoders.items()}
+        timings = interleave(runs, device, repeats)
+        memory = {key: None if mode == "graph" else peak_memory(function, device) for key, function in runs.items()}
+    speed_up = paired_ratio(timings["teacher"], timings["student"])
+    measured = {
+        key: timings[key].to_dict()
+        | {"weight_bytes": sum(p.nbytes for p in encoder.parameters()), "peak_bytes": memory[key]}
+        for key, encoder in encoders.items()
     }
-    encoders = {key: encoder.to(device, dtype) for key, encoder in encoders.items()}
-    rows = []
-    for batch_size, modes_here in modes.items():
-        pixels = torch.randn(batch_size, 3, pair.image_size, pair.image_size, device=device, dtype=dtype)
-        for mode in modes_here:
-            with torch.inference_mode():
-                runs = {key: _prepare(encoder, pixels, mode) for key, encoder in encoders.items()}
-                memory = {key: peak_memory(function, device) for key, function in runs.items()}
-                timings = interleave(runs, device, repeats)
-            speed_up = paired_ratio(timings["teacher"], timings["student"])
-            ratio = multiply_adds["teacher"] / multiply_adds["student"]
-            rows.append(
-                {
-                    "pair": name,
-                    "tokens": pair.num_latents + 1,
-                    "batch_size": batch_size,
-                    "mode": mode,
-                    "student": timings["student"].to_dict() | {"peak_bytes": memory["student"]},
-                    "teacher": timings["teacher"].to_dict() | {"peak_bytes": memory["teacher"]},
-                    "speed_up": speed_up,
-                    "multiply_add_ratio": ratio,
-                    "of_ratio": speed_up / ratio,
-                }
-            )
-    return rows
+    return {
+        "pair": built.name,
+        "tokens": pair.num_latents + 1,
+        "batch_size": batch_size,
+        "mode": mode,
+        **measured,
+        "speed_up": speed_up,
+        "multiply_add_ratio": built.ratio,
+        "of_ratio": speed_up / built.ratio,
+    }
 
 
 def _prepare(encoder: nn.Module, pixels: Tensor, mode: str) -> Callable[[], object]:
     """Make a function that embeds ``pixels`` in one of the modes; compiling and capturing happen here."""
     if mode == "compiled":
         encoder = torch.compile(encoder, fullgraph=isinstance(encoder, SparseFormerModel), dynamic=False)
-    if mode != "graph":
-        return lambda: encoder(pixels)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            encoder(pixels)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        encoder(pixels)
-    return graph.replay
+
+    def function() -> object:
+        return encoder(pixels)
+
+    return capture(function) if mode == "graph" else function
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     student, teacher = row["student"], row["teacher"]
-    memory = [f"{side['peak_bytes'] / 2**20:.0f}" if side["peak_bytes"] else "" for side in (student, teacher)]
+    memory = [
+        "" if side["peak_bytes"] is None else f"{(side['weight_bytes'] + side['peak_bytes']) / 2**20:.0f}"
+        for side in (student, teacher)
+    ]
     return [
         row["pair"],
         str(row["batch_size"]),

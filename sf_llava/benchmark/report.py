@@ -49,35 +49,71 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
             print("  ".join("-" * width for width in widths))
 
 
+def report(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], path: Path) -> None:
+    """Print a table and say where its numbers are."""
+    print_table(title, header, rows)
+    print(f"written to {path}")
+
+
 def save(output: Path, name: str, device: str, rows: Sequence[dict[str, Any]], **settings: Any) -> Path:
     """Write ``output/name.json``: the settings, the environment and one object for each row."""
     path = output / f"{name}.json"
     write_json(path, {"benchmark": name, "settings": settings, "environment": environment(device), "rows": list(rows)})
-    print(f"written to {path}")
     return path
 
 
 def plot_throughput(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Plot images a second against tokens: ours, and CLIP as a line at each pair's level."""
+    """Plot images a second against tokens at the largest batch: each pair in the mode in which ours is fastest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    largest = max(row["batch_size"] for row in rows)
+    fastest: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -row["student"]["seconds"]):
+        if row["batch_size"] == largest:
+            fastest[row["pair"]] = row
+    tokens = [row["tokens"] for row in fastest.values()]
+    ours, clip = ([largest / row[side]["seconds"] for row in fastest.values()] for side in ("student", "teacher"))
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.vlines(tokens, clip, ours, colors="grey", linestyles="dotted", linewidth=0.8)
+    axes.plot(tokens, ours, "o", label="SparseFormer")
+    axes.plot(tokens, clip, "s", label="the CLIP it replaces")
+    for row, x, y in zip(fastest.values(), tokens, map(max, ours, clip), strict=True):
+        label = f"{row['pair']}, {row['mode']}\n{row['speed_up']:.1f}x"
+        axes.annotate(label, (x, y), (0, 6), textcoords="offset points", ha="center", size=8)
+    axes.set(xlabel="tokens of the SparseFormer", ylabel="images a second", yscale="log")
+    axes.set_title(f"{title}, batch {largest}", size=10)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.margins(x=0.1, y=0.2)
+    figure.legend(loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def plot_parts(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Plot the time up to the first token as bars of tower, projector and prefill, one for each tower."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    largest = max(row["batch_size"] for row in rows)
-    shown = [row for row in rows if row["batch_size"] == largest and row["mode"] == rows[-1]["mode"]]
-    tokens = [row["tokens"] for row in shown]
-    ours, clip = ([largest / row[side]["seconds"] for row in shown] for side in ("student", "teacher"))
-    figure, axes = pyplot.subplots(figsize=(6, 4))
-    axes.vlines(tokens, clip, ours, colors="grey", linestyles="dotted", linewidth=0.8)
-    axes.plot(tokens, ours, "o", label="SparseFormer")
-    axes.plot(tokens, clip, "s", label="the CLIP it replaces")
-    for row, x, y in zip(shown, tokens, ours, strict=True):
-        axes.annotate(f"{row['pair']} {row['speed_up']:.1f}x", (x, y), (4, 4), textcoords="offset points")
-    axes.set(xlabel="tokens of the SparseFormer", ylabel="images a second", yscale="log", title=title)
-    axes.margins(x=0.35, y=0.15)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    names = [f"{row['tower']}\n{row['visual_tokens']} tokens" for row in rows]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    bottoms = [0.0] * len(rows)
+    for part in ("tower", "projector", "prefill"):
+        heights = [row["parts"][part]["seconds"] * 1e3 for row in rows]
+        axes.bar(names, heights, 0.6, bottoms, label=part)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    for place, total in enumerate(bottoms):
+        axes.annotate(f"{total:.3g}", (place, total), (0, 3), textcoords="offset points", ha="center", size=8)
+    axes.set_ylabel("ms to the first token, batch " + str(rows[0]["batch_size"]))
+    axes.set_title(title, size=10)
+    axes.tick_params(axis="x", labelsize=8)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)
-    print(f"written to {path}")

@@ -1,14 +1,21 @@
-"""Image towers of open_clip and timm with random weights, where only their shape and speed count (benchmarks)."""
+"""Image towers with random weights, where only their shape and speed count (benchmarks), and the mini teacher."""
 
 from torch import nn
 
+from sf_llava.teachers import load_teacher
+
 
 def build_image_tower(name: str) -> nn.Module:
-    """Build ``open_clip:MODEL`` or ``timm:MODEL``, random, in eval mode: (B, 3, S, S) pixels to embeddings or logits.
+    """Build a tower in eval mode: (B, 3, S, S) pixels to embeddings or logits.
+
+    Args:
+        name: ``open_clip:MODEL`` or ``timm:MODEL``, random; or ``mini``, the teacher that ships.
 
     Raises:
         ValueError: another family, or a model that it does not know.
     """
+    if name == "mini":
+        return load_teacher(name)
     family, _, model = name.partition(":")
     if family == "open_clip":
         import open_clip
@@ -23,5 +30,5 @@ def build_image_tower(name: str) -> nn.Module:
             raise ValueError(f"timm has no model {model!r}; timm.list_models() lists them")
         tower = timm.create_model(model)
     else:
-        raise ValueError(f"unknown image tower {name!r}; expected open_clip:MODEL or timm:MODEL")
+        raise ValueError(f"unknown image tower {name!r}; expected open_clip:MODEL, timm:MODEL or mini")
     return tower.eval().requires_grad_(False)
