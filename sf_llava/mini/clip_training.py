@@ -169,12 +169,12 @@ def zero_shot_accuracy(
 
 def train(
     model: Model,
-    head: DenseHead | None,
+    head: nn.Module | None,
     make_batch: Callable[[int], Any],
     evaluate: Callable[[Model], dict[str, float]],
     config: TrainingConfig,
     run_dir: Path,
-    step_losses: Callable[[Model, DenseHead | None, Any], dict[str, Tensor]] = training_step,
+    step_losses: Callable[[Model, Any, Any], dict[str, Tensor]] = training_step,
 ) -> float:
     """Train in place, with a progress bar; returns the seconds spent, earlier parts of a resumed run included.
 

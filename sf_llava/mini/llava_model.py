@@ -24,7 +24,7 @@ from . import MINI_CLIP_DIR
 
 IMAGE_TOKENS = 64
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-_WORD = r"N/A|\([A-E]\)|\w[\w-]*:?|[^\w\s]"  # an option's "(A)" and a line's "Options:" are one token
+_WORD = r"\. The answer is|N/A|\([A-E]\)|\w[\w-]*:?|[^\w\s]"  # one token: ". The answer is", "(A)", "Options:"
 _EMBEDDING_STD = 0.5
 
 

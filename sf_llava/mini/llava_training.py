@@ -3,6 +3,10 @@
 The vision tower is frozen, so its features of a fixed pool of pictures are computed once, and a step costs the LLM
 alone. Several questions share their picture in one row: each attends to the picture and to itself, at the positions
 it has when it is asked alone, so the loss is that of single-question conversations.
+
+Finding the letter of an option takes two steps, and a small LLM that is only asked for answers sees no reason to take
+the first: it describes pictures well long before it names letters. So the first quarter of the training asks for
+letters alone, and a linear head, thrown away at the end, asks the tokens after the first layer for the token before.
 """
 
 from collections.abc import Callable
@@ -13,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -27,13 +31,16 @@ from .llava_model import IMAGE_TOKENS, build_llava, build_processor, build_token
 from .picture_questions import describe
 from .questions import draw_picture, picture_problems, text_problem
 
-RECIPE = TrainingConfig(steps=1400, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=150)
+RECIPE = TrainingConfig(steps=1900, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
 POOL = 24_000  # pictures
 _QUESTIONS_A_PICTURE = 5
 _TEXT_ROWS, _QUESTIONS_A_TEXT_ROW = 6, 6
+_LETTER_STEPS = 0.25  # share of the steps that only ask for letters
+_LETTERS_A_QUESTION = 4
 _DESCRIBE = "Describe the picture."
 _IGNORED = -100
-_LETTER_WEIGHT = 4.0  # of an answer's letter in the loss; finding the option comes late otherwise
+_LETTER_WEIGHT = 4.0  # of an answer's letter in the loss
+_PREVIOUS_WEIGHT = 0.3
 _PLACE = "QUESTION"
 
 Measure = Callable[[LlavaForConditionalGeneration, LlavaProcessor, str], dict[str, float]]
@@ -129,8 +136,28 @@ class Packer:
         return QuestionBatch(features, *columns, self.letters)
 
 
-def make_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) -> QuestionBatch:
-    """The batch of a step: ``batch_size`` pictures with questions and a description each, and rows without picture."""
+def make_batch(step: int, packer: Packer, pool: PicturePool, config: TrainingConfig) -> QuestionBatch:
+    """The batch of a step: first rows that ask for letters, later pictures with questions and a description each."""
+    letter_steps = int(_LETTER_STEPS * config.steps)
+    make = letter_batch if step < letter_steps else question_batch
+    return make(step if step < letter_steps else step - letter_steps, packer, pool, config.batch_size)
+
+
+def letter_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) -> QuestionBatch:
+    """``batch_size`` rows of questions without their pictures; answered is which letters options have."""
+    rows = []
+    for number in range(step * batch_size, (step + 1) * batch_size):
+        index, first = number % len(pool.scenes), number * _QUESTIONS_A_TEXT_ROW
+        asked = picture_problems(pool.scenes[index], index, "train", number)
+        problems = list(islice(asked, _QUESTIONS_A_TEXT_ROW // 2))
+        problems += [text_problem(first + other, "train") for other in range(_QUESTIONS_A_TEXT_ROW - len(problems))]
+        rows.append((False, [(ask(problem), _name_letters(problem, number)) for problem in problems]))
+    batch = packer.pack(rows, pool.features[:0].float())
+    return replace(batch, targets=batch.targets.where(torch.isin(batch.targets, batch.letters), _IGNORED))
+
+
+def question_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) -> QuestionBatch:
+    """``batch_size`` pictures with questions and a description each, and rows of questions that need no picture."""
     count = len(pool.scenes)
     rows, chosen = [], []
     for number in range(step * batch_size, (step + 1) * batch_size):
@@ -146,6 +173,12 @@ def make_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) ->
     return packer.pack(rows, pool.features[chosen].float())
 
 
+def _name_letters(problem: Problem, number: int) -> str:
+    """Letters of options drawn with replacement, worded as a solution's last words and its answer."""
+    asked = np.random.default_rng((number, problem.answer)).integers(len(problem.choices), size=_LETTERS_A_QUESTION)
+    return " ".join(f"{problem.choices[index]}. The answer is {LETTERS[index]}." for index in asked)
+
+
 def _conversation(problem: Problem) -> tuple[str, str]:
     return ask(problem), explain(problem)
 
@@ -156,27 +189,43 @@ def sample_texts(count: int = 4000) -> list[str]:
     problems = [problem for index, scene in scenes.items() for problem in picture_problems(scene, index, "train")]
     problems += [text_problem(index, "train") for index in range(count)]
     texts = [text for problem in problems for text in _conversation(problem)]
-    return [*texts, *map(describe, scenes.values()), _DESCRIBE, "USER: ASSISTANT:"]
+    return [*texts, *map(describe, scenes.values()), _DESCRIBE, "USER: ASSISTANT: The answer is"]
 
 
-def answer_loss(model: LlavaForConditionalGeneration, batch: QuestionBatch) -> Tensor:
-    """Mean negative log-likelihood of the answers' tokens, letters weighted higher."""
+def build_head(model: LlavaForConditionalGeneration) -> nn.Module:
+    """Names the token before, from the tokens after the LLM's first layer; used in training only."""
+    config = model.config.text_config
+    return nn.Sequential(nn.RMSNorm(config.hidden_size), nn.Linear(config.hidden_size, config.vocab_size, bias=False))
+
+
+def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch: QuestionBatch) -> dict[str, Tensor]:
+    """``answer``: mean negative log-likelihood of the answers' tokens, letters weighted higher. ``previous``: the
+    head's, for every token that follows one of its own question. ``loss``: their weighted sum.
+    """
     length = batch.input_ids.shape[1]
     keys, queries = batch.segments[:, None, :], batch.segments[:, :, None]
     allowed = ((keys == 0) | (keys == queries)) & torch.ones(length, length, dtype=torch.bool).tril()  # [B, L, L]
     mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[:, None]
+    follows = (batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] > 0)  # [B, L - 1]
     with torch.autocast("cpu", torch.bfloat16):
         pictures = model.model.multi_modal_projector(batch.features)  # [P, 64, D]
         embeds = model.get_input_embeddings()(batch.input_ids)  # [B, L, D]
         places = (batch.input_ids == model.config.image_token_index)[..., None]
         embeds = embeds.masked_scatter(places, pictures.to(embeds.dtype))
         states = model.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
         asked = batch.targets != _IGNORED
-        logits = model.lm_head(states[asked])
+        logits = model.lm_head(states.last_hidden_state[asked])
+        before = head(states.hidden_states[1][:, 1:][follows])
     weights = torch.ones(logits.shape[1]).index_fill_(0, batch.letters, _LETTER_WEIGHT)
-    return F.cross_entropy(logits.float(), batch.targets[asked], weights)
+    answer = F.cross_entropy(logits.float(), batch.targets[asked], weights)
+    previous = F.cross_entropy(before.float(), batch.input_ids[:, :-1][follows])
+    return {"loss": answer + _PREVIOUS_WEIGHT * previous, "answer": answer, "previous": previous}
 
 
 def train_llava(
@@ -200,12 +249,12 @@ def train_llava(
     packer = Packer(processor)
     seconds = train(
         model,
-        None,
-        lambda step: make_batch(step, packer, pool, config.batch_size),
+        build_head(model),
+        lambda step: make_batch(step, packer, pool, config),
         lambda model: measure(model, processor, "validation"),
         config,
         run_dir,
-        lambda model, head, batch: {"loss": answer_loss(model, batch)},
+        training_losses,
     )
     results = measure(model, processor, "test") | {"seconds": round(seconds)}
     write_directory(run_dir / "llava", lambda directory: save_llava(model, processor, directory))

@@ -1,5 +1,7 @@
 """The mini LLaVA's training: the evaluation's very prompts, packed without a trace, saved as an ordinary directory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from sf_llava.data.scienceqa import ask, explain
 from sf_llava.evaluation.scienceqa import Answerer, Generation
 from sf_llava.mini import llava_training
 from sf_llava.mini.llava_model import build_llava, build_processor, build_tokenizer, fit_projector, save_llava
-from sf_llava.mini.llava_training import Packer, answer_loss, draw_pool, make_batch
+from sf_llava.mini.llava_training import RECIPE, Packer, build_head, draw_pool, make_batch, training_losses
 from sf_llava.mini.questions import open_questions
 from sf_llava.plugin import encode_prompts
 
@@ -51,20 +53,53 @@ def test_packed_questions_cost_what_they_cost_alone(processor, model, pool):
     together = packer.pack([(True, pairs)], features)
     alone = [packer.pack([(True, [pair])], features) for pair in pairs]
     with torch.no_grad():
-        losses = [answer_loss(model, batch).item() for batch in (together, *alone)]
+        head = build_head(model)
+        losses = [training_losses(model, head, batch)["answer"].item() for batch in (together, *alone)]
     counts = [(batch.targets != -100).sum().item() for batch in alone]
     mean = sum(count * loss for count, loss in zip(counts, losses[1:], strict=True)) / sum(counts)
     assert losses[0] == pytest.approx(mean, abs=0.02)
 
 
 def test_a_batch_is_a_function_of_its_step_and_asks_about_its_pictures(processor, pool):
-    packer = Packer(processor)
-    first, again, later = (make_batch(step, packer, pool, 4) for step in (1, 1, 3))
+    packer, config = Packer(processor), replace(RECIPE, batch_size=4, steps=100)
+    first, again, later = (make_batch(step, packer, pool, config) for step in (26, 26, 28))
     assert torch.equal(first.input_ids, again.input_ids) and torch.equal(first.features, pool.features[4:].float())
     assert torch.equal(first.features, later.features)  # eight pictures: the second visit
     assert not torch.equal(first.input_ids[:4, :200], later.input_ids[:4, :200])
     image_token = processor.image_token_id
     assert ((first.input_ids == image_token).sum(dim=1) == torch.tensor([64] * 4 + [0] * 6)).all()
+
+
+def test_the_first_quarter_asks_for_the_letters_of_options(processor, pool):
+    packer, config = Packer(processor), replace(RECIPE, batch_size=4, steps=100)
+    batch = make_batch(24, packer, pool, config)
+    tokens = processor.tokenizer.convert_ids_to_tokens
+    asked = 0
+    for ids, segments, targets in zip(batch.input_ids, batch.segments, batch.targets, strict=True):
+        for place in (targets != -100).nonzero()[:, 0].tolist():
+            words = tokens(ids[segments == segments[place]].tolist())
+            option, phrase = tokens(ids[place - 1 : place + 1].tolist())
+            letter = tokens([targets[place].item()])[0]
+            assert phrase == ". The answer is" and words[words.index(f"({letter})") + 1] == option
+            asked += 1
+    assert asked == 4 * 6 * 4  # rows, questions a row, letters a question
+    assert batch.features.shape[0] == 0 and not (batch.input_ids == processor.image_token_id).any()
+
+
+def test_the_head_names_the_token_before_within_its_question(processor, model, pool):
+    batch = Packer(processor).pack([(True, [("Is it red?", "A."), ("How large?", "B.")])], pool.features[:1].float())
+    ids, segments = batch.input_ids[0], batch.segments[0]
+    followers = [i for i in range(1, len(ids)) if segments[i] > 0 and segments[i] == segments[i - 1]]
+
+    class Oracle(torch.nn.Module):
+        """Knows what comes before each of the followers, in their order."""
+
+        def forward(self, states):
+            assert len(states) == len(followers)
+            wanted = torch.stack([ids[i - 1] for i in followers])
+            return torch.nn.functional.one_hot(wanted, len(processor.tokenizer)) * 100.0
+
+    assert training_losses(model, Oracle(), batch)["previous"].item() < 1e-6
 
 
 def test_the_projector_starts_with_pictures_as_large_as_words(model, pool):
@@ -75,7 +110,8 @@ def test_the_projector_starts_with_pictures_as_large_as_words(model, pool):
 
 
 def test_only_llm_and_projector_learn_and_the_result_is_an_ordinary_directory(processor, model, pool, tmp_path):
-    answer_loss(model, make_batch(0, Packer(processor), pool, 2)).backward()
+    config = replace(RECIPE, batch_size=2, steps=2)
+    training_losses(model, build_head(model), make_batch(1, Packer(processor), pool, config))["loss"].backward()
     moved = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert moved == {"language_model", "multi_modal_projector", "weight"}  # "lm_head.weight"
     model.zero_grad(set_to_none=True)
