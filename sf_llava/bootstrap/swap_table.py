@@ -1,0 +1,152 @@
+"""What a swap costs the mini LLaVA: students bootstrapped, continued and aligned, all asked the same questions.
+
+Every student's run and every set of answers has a directory of its own, so a killed series continues.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from sf_llava import files
+from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.run import bootstrap
+from sf_llava.data.scienceqa import ScienceQA, open_scienceqa
+from sf_llava.evaluation.scienceqa import Answerer, Generation, answer_all
+from sf_llava.metrics import scienceqa
+from sf_llava.plugin.pooling import pooled
+from sf_llava.plugin.positions import count_patches
+from sf_llava.plugin.swapping import restore, swap
+
+MAX_NEW_TOKENS = 64  # the mini LLaVA's answers have about twenty
+TEACHER, POOLED = "teacher", "pooled 2x2"
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student of the table.
+
+    Attributes:
+        num_latents: N.
+        seed: of its bootstrap.
+        continued: with the ScienceQA continuation.
+        align: ``--align`` of the continuation, None for the paper's loss alone.
+    """
+
+    num_latents: int
+    seed: int
+    continued: bool = False
+    align: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its run directory."""
+        how = self.align or "cosine" if self.continued else "bootstrapped"
+        return f"{self.num_latents}-seed{self.seed}-{how.replace('=', '')}"
+
+
+@dataclass(frozen=True)
+class SwapSeries:
+    """What all rows of the table have in common.
+
+    Attributes:
+        common: numbers that every bootstrap shares (device, dtype, threads).
+        steps: of the bootstrap; None for the recipe's.
+        continued_steps: of the continuation.
+        output: directory of all runs and answers.
+        model: the LLaVA, with its own tower; its weights are never changed.
+        processor: its processor.
+        questions: how many questions of a split are drawn; half of them have an image, and those are asked.
+        batch_size: questions generated together.
+    """
+
+    common: BootstrapConfig
+    steps: int | None
+    continued_steps: int
+    output: Path
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+    questions: int
+    batch_size: int = 64
+
+    def train(self, student: Student) -> Path:
+        """Bootstrap a student (and what it continues), or find it done; return its run directory."""
+        run = self.output / "students" / student.key
+        config = replace(self.common, num_latents=student.num_latents, seed=student.seed, output=str(run), resume=True)
+        if student.continued:
+            start = self.train(replace(student, continued=False, align=None))
+            stage = dict(stage="scienceqa", init_from=str(start), steps=self.continued_steps, align=student.align)
+            bootstrap(replace(config, **stage))
+        else:
+            bootstrap(replace(config, stage="mini", steps=self.steps))
+        return run
+
+    def ask(
+        self, student: Student | str, split: str = "test", placed: bool = False, control: str | None = None
+    ) -> dict[str, Any]:
+        """Score a tower on the image questions of a split, or read what an earlier call measured.
+
+        Args:
+            student: a student, ``TEACHER`` or ``POOLED``.
+            split: ``validation`` or ``test``.
+            placed: with positions and bias.
+            control: ``blind``, ``shuffled``, ``grey`` or None.
+
+        Returns:
+            What :func:`sf_llava.metrics.scienceqa.score` returns.
+        """
+        key = student.key if isinstance(student, Student) else student.replace(" ", "-")
+        name = "-".join(filter(None, (key, "placed" if placed else None, control)))
+        folder = self.output / f"answers-{split}" / name
+        if (folder / "score.json").exists():
+            return files.read_json(folder / "score.json")
+        data = self._open(split)
+        settings = {"tower": key, "split": split, "placed": placed, "questions": self.questions}
+        with (
+            self._tower(student) as num_patches,
+            tqdm(desc=name, total=len(data.problems), unit="question", mininterval=2, leave=False) as bar,
+        ):
+            generation = Generation(max_new_tokens=MAX_NEW_TOKENS)
+            texts = answer_all(
+                Answerer(self.model, self.processor, generation, num_patches if placed else None),
+                data,
+                folder,
+                settings,
+                control=control,
+                batch_size=self.batch_size,
+                progress=lambda problem, text: bar.update(),
+            )
+        result = scienceqa.score(data.problems, texts)
+        files.write_json(folder / "score.json", result)
+        return result
+
+    def choose_alignment(self, candidates: Sequence[str], num_latents: int, seed: int) -> dict[str, dict[str, Any]]:
+        """Score the candidates for ``--align`` on the validation split, by name; the best one comes first."""
+        if len(candidates) == 1:
+            return {candidates[0]: {}}
+        scores = {align: self.ask(Student(num_latents, seed, True, align), "validation") for align in candidates}
+        return dict(sorted(scores.items(), key=lambda item: -item[1]["image_accuracy"]))
+
+    def _open(self, split: str) -> ScienceQA:
+        data = open_scienceqa(f"mini:{self.questions}", split)
+        return replace(data, problems=[problem for problem in data.problems if problem.has_image])
+
+    @contextmanager
+    def _tower(self, student: Student | str) -> Iterator[int]:
+        """Put a tower in place; yields the patches of the teacher's."""
+        num_patches = count_patches(self.model.config.vision_config)
+        if student == TEACHER:
+            yield num_patches
+        elif student == POOLED:
+            with pooled(self.model, self.processor):
+                yield num_patches
+        else:
+            swapped = swap(self.model, self.processor, self.train(student))
+            try:
+                yield num_patches
+            finally:
+                restore(swapped)

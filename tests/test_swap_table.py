@@ -1,0 +1,61 @@
+"""The table of the swap: students trained once, answers kept, the LLaVA as it was."""
+
+import pytest
+import torch
+
+from sf_llava.bootstrap import swap_table
+from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.swap_table import POOLED, TEACHER, Student, SwapSeries
+from sf_llava.checkpoints.conversations import CONVERSATIONS, chat_template
+from sf_llava.data.scienceqa import open_scienceqa
+from sf_llava.files import read_json
+from sf_llava.mini.llava_model import build_llava, build_processor, build_tokenizer
+from sf_llava.mini.llava_training import sample_texts
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(sample_texts(200), CONVERSATIONS["vicuna_v1"])
+    model = build_llava(tokenizer, width=64, layers=2).eval()
+    common = BootstrapConfig(device="cpu", threads=1, batch_size=4, val_images=8)
+    processor = build_processor(tokenizer, chat_template("vicuna_v1"))
+    return SwapSeries(common, 2, 1, tmp_path_factory.mktemp("swaps"), model, processor, 24)
+
+
+def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
+    before = {name: tensor.clone() for name, tensor in series.model.state_dict().items()}
+    student = Student(16, 0, continued=True, align="set")
+    scores = [series.ask(TEACHER), series.ask(POOLED), series.ask(student), series.ask(student, placed=True)]
+    wanted = {problem.id for problem in open_scienceqa("mini:24").problems if problem.has_image}
+    assert all(set(score["answers"]) == wanted for score in scores) and len(wanted) == 12
+    after = series.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    folders = {folder.name for folder in (series.output / "answers-test").iterdir()}
+    assert folders == {"teacher", "pooled-2x2", "16-seed0-set", "16-seed0-set-placed"}
+
+
+def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_losses(series):
+    series.train(Student(16, 0, continued=True, align="set"))
+    config = read_json(series.output / "students" / "16-seed0-set" / "config.json")
+    assert config["stage"] == "scienceqa" and config["align"] == "set=0.3" and config["data"] == "mini:diagrams"
+    assert config["init_from"].endswith("students/16-seed0-bootstrapped") and config["seed"] == 0
+
+
+def test_what_is_done_is_read_again(series, monkeypatch):
+    first = series.ask(TEACHER)
+    monkeypatch.setattr(swap_table, "answer_all", None)
+    assert series.ask(TEACHER) == first
+
+
+def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):
+    shares = {"set": 0.5, "readout": 0.7, "set+readout": 0.6}
+    asked = []
+
+    def ask(self, student, split="test", **options):
+        asked.append((student, split))
+        return {"image_accuracy": shares[student.align]}
+
+    monkeypatch.setattr(SwapSeries, "ask", ask)
+    assert list(series.choose_alignment(list(shares), 16, 0)) == ["readout", "set+readout", "set"]
+    assert asked == [(Student(16, 0, True, align), "validation") for align in shares]
