@@ -27,7 +27,6 @@ from examples import Example
 from sessions import Sessions
 from uploads import MAX_BYTES, Picture, RefusedError, accept
 
-MAX_TEMPERATURE = 2.0
 REFRESH = 0.08  # seconds between two updates of the page while an answer grows
 DEFAULT_QUESTION = "Describe the picture."
 MODES = {BOTH: "Both, side by side", SPARSEFORMER: "SparseFormer", CLIP: "CLIP"}
@@ -72,7 +71,7 @@ class Chat:
         if turn.refused:  # the text comes back to be sent again
             yield self._show(conversation, text=turn.question)
             return
-        yield from self._answer(conversation, mode, whole, self._sampling(temperature, length))
+        yield from self._answer(conversation, mode, whole, Sampling(temperature, int(length)))
 
     def retry(
         self, mode: str, whole: bool, temperature: float, length: float, request: gr.Request
@@ -83,7 +82,7 @@ class Chat:
         if not conversation.turns or conversation.turns[-1].refused:
             yield self._show(conversation)
             return
-        yield from self._answer(conversation, mode, whole, self._sampling(temperature, length))
+        yield from self._answer(conversation, mode, whole, Sampling(temperature, int(length)))
 
     def stop(self, request: gr.Request) -> None:
         """End the answer that is being written."""
@@ -97,10 +96,6 @@ class Chat:
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
         self.sessions.close(request.session_hash)
-
-    def _sampling(self, temperature: float, length: float) -> Sampling:
-        """The settings within their bounds, whatever a program may send."""
-        return Sampling(min(max(float(temperature), 0), MAX_TEMPERATURE), min(max(int(length), 1), self.longest))
 
     def _take(self, message: dict[str, Any], conversation: Conversation, key: str) -> Turn:
         """Make a turn of a message."""
@@ -162,12 +157,16 @@ class Chat:
             box = gr.MultimodalTextbox(value={"text": text, "files": []}, submit_btn=True, stop_btn=False)
         turn = conversation.turns[-1] if conversation.turns else None
         messages = [{"role": role, "content": gr.HTML(html)} for role, html in pages.messages(conversation)]
-        return box, messages, self._focus(conversation), pages.record(turn) if turn else None
+        writing = turn is not None and any(answer.text for answer in turn.answers.values())
+        return box, messages, _focus(conversation, draw=writing), pages.record(turn) if turn else None
 
-    def _focus(self, conversation: Conversation) -> str:
-        """The RoIs of the picture that was sent last."""
-        seen: list[Picture] = [picture for picture in conversation.pictures if SPARSEFORMER in picture.views]
-        return pages.focus(seen[-1] if seen else None)
+
+def _focus(conversation: Conversation, draw: bool) -> str:
+    """The RoIs of the picture that was sent last; it is drawn after the first word, which does not wait for it."""
+    seen: list[Picture] = [picture for picture in conversation.pictures if SPARSEFORMER in picture.views]
+    if seen and draw and not seen[-1].focus:
+        seen[-1].focus = pages.focus(seen[-1], seen[-1].views[SPARSEFORMER])
+    return next((picture.focus for picture in reversed(seen) if picture.focus), pages.NO_FOCUS)
 
 
 def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) -> gr.Blocks:
@@ -187,9 +186,7 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
             gr.Markdown("## Settings")
             mode = gr.Radio(modes, value=modes[0][1], label="Who answers", elem_id="mode")
             with gr.Group():
-                temperature = gr.Slider(
-                    0, MAX_TEMPERATURE, 0, step=0.1, label="Temperature", info="0: always the likeliest word"
-                )
+                temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0: always the likeliest word")
                 tokens = min(256, chat.longest // 2)
                 length = gr.Slider(8, chat.longest, tokens, step=8, label="Longest answer", info="tokens")
                 earlier = gr.Checkbox(whole, label="Earlier turns in the prompt", info="otherwise each question alone")
@@ -224,7 +221,7 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
         with gr.Row(elem_id="actions"):
             again = gr.Button("Retry", size="sm")
             clear = gr.Button("Clear", size="sm")
-        focus = gr.HTML(pages.focus(None), elem_id="focus")
+        focus = gr.HTML(pages.NO_FOCUS, elem_id="focus")
         record = gr.JSON(visible=False)
 
         shown = [box, transcript, focus, record]

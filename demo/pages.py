@@ -15,6 +15,10 @@ from sf_llava import visualize
 from sf_llava.metrics.scienceqa import FAILED, LETTERS, parse_answer
 
 _OPTION = re.compile(r"\(([A-E])\)\s*([^()\n]*)")
+NO_FOCUS = (
+    '<section class="focus empty" aria-label="What the encoder looked at"><p>Here you will see where the SparseFormer '
+    "looked in the picture: its regions of interest, iteration by iteration.</p></section>"
+)
 _PLACEHOLDER = "·"  # keeps a line's height until there is something to say
 PANEL = 240  # side of a panel in pixels
 
@@ -127,14 +131,8 @@ def record(turn: Turn) -> dict:
     return {"question": turn.question, "answers": answers, "agree": agree, "notes": turn.notes}
 
 
-def focus(picture: Picture | None) -> str:
+def focus(picture: Picture, view: View) -> str:
     """Where the SparseFormer looked in a picture: RoIs by iteration, and the points of the last sampling."""
-    view: View | None = picture.views.get(SPARSEFORMER) if picture else None
-    if view is None:
-        return (
-            '<section class="focus empty" aria-label="What the encoder looked at"><p>Here you will see where the '
-            "SparseFormer looked in the picture: its regions of interest, iteration by iteration.</p></section>"
-        )
     name = escape(picture.name)
     last = len(view.rois) - 1
     panels = [("what it saw", f"The square view of {name}", visualize.plain(view.square, size=PANEL))]

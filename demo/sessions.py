@@ -30,12 +30,15 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._sessions
+
     def open(self, key: str) -> Conversation:
         """The conversation of a page, a new one at first."""
         with self._lock:
             session = self._sessions.setdefault(key, _Session())
             self._sessions.move_to_end(key)
-            surplus = list(self._sessions)[: len(self._sessions) - MAX_SESSIONS]
+            surplus = list(self._sessions)[: max(0, len(self._sessions) - MAX_SESSIONS)]
         for other in surplus:
             self.close(other)
         return session.conversation

@@ -37,6 +37,7 @@ class Picture:
         thumbnail: of the picture, as a data URI.
         note: what was changed on the way in, a sentence; perhaps empty.
         views: what each tower saw in it, filled when it is first asked about.
+        focus: where the SparseFormer looked, as HTML, once it is drawn.
     """
 
     image: Image.Image
@@ -44,6 +45,7 @@ class Picture:
     thumbnail: str
     note: str = ""
     views: dict[str, Any] = field(default_factory=dict)
+    focus: str = ""
 
 
 def accept(path: str | Path) -> Picture:

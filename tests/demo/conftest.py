@@ -24,8 +24,11 @@ def llava_dir(tmp_path_factory) -> Path:
     tokenizer = build_tokenizer(llava_training.sample_texts(400), CONVERSATIONS["vicuna_v1"])
     torch.manual_seed(0)
     model = build_llava(tokenizer, width=64, layers=2)
-    with torch.no_grad():  # pictures as loud as words, so that each picture has an answer of its own
+    with torch.no_grad():  # loud layers, so that each picture has an answer of its own
         model.model.multi_modal_projector.linear_1.weight.normal_(std=0.3)
+        for name, weight in model.model.language_model.layers.named_parameters():
+            if name.endswith("proj.weight"):
+                weight.normal_(std=0.25)
     model.generation_config.suppress_tokens.append(tokenizer.eos_token_id)
     directory = tmp_path_factory.mktemp("llava")
     save_llava(model, build_processor(tokenizer, chat_template("vicuna_v1")), directory)
