@@ -1,8 +1,8 @@
 """ScienceQA with a LLaVA: its own vision tower, a SparseFormer in its place, and what the image is worth.
 
     python eval/scienceqa.py
-        the embedded default, offline: the mini LLaVA (once scripts/train_mini.py llava has made it) on 600 questions of
-        the drawn world, with its own tower and with the student of make quickstart (--data mini:6000 asks more)
+        the embedded default, offline: the mini LLaVA on 600 questions of the drawn world, with its own tower, with that
+        tower's tokens averaged 2 x 2, and with the students of make quickstart (--data mini:6000 asks more)
     python eval/scienceqa.py run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
@@ -29,8 +29,9 @@ from sf_llava import cli
 
 CONTROLS = ("blind", "shuffled", "grey")
 MINI = "mini"
-PLACED = "swapped-placed"  # with positions and bias
-QUICKSTART = Path("runs/quickstart")
+TOWERS = ("original", "pooled", "swapped")
+PLACED = "-placed"  # with positions and bias
+QUICKSTART = (Path("runs/quickstart"), Path("runs/quickstart_aligned"))
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
 
@@ -41,9 +42,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run = commands.add_parser("run", help="let a LLaVA answer, then score")
     run.add_argument("--model", default=MINI, metavar="DIR", help="LLaVA, original or transformers' (%(default)s)")
     run.add_argument(
-        "--encoder", metavar="DIR", help="SparseFormer (or its run) for the tower's place (mini: the quickstart's)"
+        "--encoder",
+        nargs="+",
+        metavar="DIR",
+        help="SparseFormers (or their runs) for the tower's place, one after the other (mini: the quickstart's)",
     )
-    run.add_argument("--towers", nargs="+", choices=["original", "swapped"], help="default: both with --encoder")
+    run.add_argument(
+        "--towers",
+        nargs="+",
+        choices=TOWERS,
+        help="its own, its own with tokens averaged 2 x 2, the encoders (default: original, swapped with --encoder; "
+        "mini: all)",
+    )
     run.add_argument(
         "--positions-and-bias",
         action="store_true",
@@ -52,7 +62,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
     run.add_argument("--output", default="runs/scienceqa", metavar="DIR", help="answers and results (%(default)s)")
-    run.add_argument("--batch-size", type=int, default=8, help="questions generated together (%(default)s)")
+    run.add_argument("--batch-size", type=int, metavar="N", help="questions generated together (8; mini: 64)")
     run.add_argument("--max-new-tokens", type=int, default=1024, help="answers run to 3,500 letters (%(default)s)")
     run.add_argument("--temperature", type=float, default=0.0, help="0: greedy (%(default)s)")
     run.add_argument(
@@ -143,18 +153,12 @@ def run(arguments: argparse.Namespace) -> None:
     from sf_llava.evaluation.setup import choose_device
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
-    from sf_llava.plugin import count_patches, restore, swap
+    from sf_llava.plugin.towers import tower_in_place
 
     transformers.utils.logging.disable_progress_bar()
     if arguments.model == MINI:
         choose_mini(arguments)
-    towers = arguments.towers or (["original", "swapped"] if arguments.encoder else ["original"])
-    if "swapped" in towers and not arguments.encoder:
-        raise ValueError("--towers swapped needs --encoder DIR")
-    if arguments.positions_and_bias:
-        if "swapped" not in towers:
-            raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR")
-        towers = [*towers, PLACED]
+    towers = choose_towers(arguments)
     data = open_data(arguments)
     on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # the shares of processes can differ by hours
@@ -162,24 +166,22 @@ def run(arguments: argparse.Namespace) -> None:
     model, processor = load(arguments, device)
     generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
     scores: dict[str, dict[str, Any]] = {}
-    for tower in towers:
-        swapped = None if tower == "original" else swap(model, processor, arguments.encoder)
-        num_patches = count_patches(swapped.vision_config) if tower == PLACED else None
-        answerer = Answerer(model, processor, generation, num_patches)
-        for control in (None, *arguments.controls):
-            name = name_of(tower, control)
-            if name not in scores:
-                scores[name] = answer_and_score(answerer, data, arguments, tower, control, state)
-        if swapped is not None:
-            restore(swapped)
+    for tower, where in towers.items():
+        with tower_in_place(model, processor, where) as num_patches:
+            answerer = Answerer(model, processor, generation, num_patches if tower.endswith(PLACED) else None)
+            for control in (None, *arguments.controls):
+                name = name_of(tower, control)
+                if name not in scores:
+                    scores[name] = answer_and_score(answerer, data, arguments, name, where, control, state)
     if not state.is_main_process:
         return
     print_scores(f"{arguments.model} on {data.name}, split {data.split}", list(scores.items()))
     results: dict[str, Any] = {"settings": vars(arguments), "environment": environment(device.type), "scores": scores}
-    for tower, key in (("swapped", "comparison"), (PLACED, "comparison_placed")):
-        if {"original", tower} <= scores.keys():
-            results[key] = scienceqa.compare(scores[tower], scores["original"])
-            print_comparison(f"{tower} - original", results[key])
+    results["comparisons"] = {}
+    for tower in towers:
+        if "original" in scores and tower != "original":
+            results["comparisons"][tower] = scienceqa.compare(scores[tower], scores["original"])
+            print_comparison(f"{tower} - original", results["comparisons"][tower])
     if "blind" in scores:
         results["image_share"] = {}
         for tower in towers:
@@ -193,20 +195,40 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def choose_mini(arguments: argparse.Namespace) -> None:
-    """Fill in what the embedded default needs: its questions, and the quickstart's student if there is one."""
-    from sf_llava.mini import MINI_LLAVA_DIR
-
-    if not (MINI_LLAVA_DIR / "model.safetensors").is_file():
-        raise ValueError(
-            "the embedded LLaVA is not part of this version: train one with scripts/train_mini.py llava and name it, "
-            "--model runs/mini_llava/llava --data mini; or name another --model DIR and --data NAME"
-        )
+    """Fill in what the embedded default needs: its questions, and the quickstart's students if there are any."""
     arguments.data = arguments.data or MINI
-    if arguments.encoder is None and arguments.towers != ["original"]:
-        if (QUICKSTART / "encoder").is_dir():
-            arguments.encoder = str(QUICKSTART)
-        else:
-            print(f"no student in {QUICKSTART}, so the original tower alone: make quickstart trains one in minutes")
+    arguments.batch_size = arguments.batch_size or 64
+    if arguments.encoder is None and (arguments.towers is None or "swapped" in arguments.towers):
+        arguments.encoder = [str(run) for run in QUICKSTART if (run / "encoder").is_dir()]
+        if not arguments.encoder:
+            print(f"no student in {QUICKSTART[0]}, so the original tower alone: make quickstart trains one in minutes")
+    if arguments.towers is None:
+        arguments.towers = ["original", "pooled", "swapped"] if arguments.encoder else ["original", "pooled"]
+
+
+def choose_towers(arguments: argparse.Namespace) -> dict[str, str]:
+    """Say which towers to ask through, by name: ``original``, ``pooled`` or an encoder's directory.
+
+    Raises:
+        ValueError: a swap without an encoder, or two encoders of one name.
+    """
+    encoders = arguments.encoder or []
+    towers: dict[str, str] = {}
+    for tower in arguments.towers or (["original", "swapped"] if encoders else ["original"]):
+        if tower != "swapped":
+            towers[tower] = tower
+        elif not encoders:
+            raise ValueError("--towers swapped needs --encoder DIR")
+        for encoder in encoders if tower == "swapped" else []:
+            name = "swapped" if len(encoders) == 1 else f"swapped-{Path(encoder).name}"
+            if name in towers:
+                raise ValueError(f"two encoders are called {Path(encoder).name}: rename one directory")
+            towers[name] = encoder
+            if arguments.positions_and_bias:
+                towers[name + PLACED] = encoder
+    if arguments.positions_and_bias and not any(name.endswith(PLACED) for name in towers):
+        raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR")
+    return towers
 
 
 def name_of(tower: str, control: str | None) -> str:
@@ -248,18 +270,23 @@ def load(arguments: argparse.Namespace, device: Any) -> Any:
 
 
 def answer_and_score(
-    answerer: Any, data: Any, arguments: argparse.Namespace, tower: str, control: str | None, state: Any
+    answerer: Any,
+    data: Any,
+    arguments: argparse.Namespace,
+    name: str,
+    tower: str,
+    control: str | None,
+    state: Any,
 ) -> dict[str, Any]:
-    """Answer under one tower and control, with progress, and score."""
+    """Answer through one tower under one control, with progress, and score."""
     from sf_llava.evaluation.scienceqa import answer_all
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
 
     settings = {name: getattr(arguments, name) for name in DECISIVE}
     if control != "blind":
-        settings |= {"tower": tower, "encoder": None if tower == "original" else arguments.encoder}
+        settings |= {"tower": tower, "placed": answerer.num_patches is not None}
     questions = [problem for problem in data.problems if problem.has_image or control is None]
-    name = name_of(tower, control)
     with running_accuracy(name, len(questions), state) as progress:
         texts = answer_all(
             answerer,
@@ -267,7 +294,7 @@ def answer_and_score(
             Path(arguments.output) / name,
             settings,
             control=control,
-            batch_size=arguments.batch_size,
+            batch_size=arguments.batch_size or 8,
             rank=state.process_index,
             num_processes=state.num_processes,
             wait=state.wait_for_everyone,

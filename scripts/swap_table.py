@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
     from sf_llava.evaluation.setup import choose_device
     from sf_llava.files import write_json
     from sf_llava.mini import MINI_LLAVA_DIR
+    from sf_llava.plugin.towers import ORIGINAL, POOLED
 
     transformers.utils.logging.disable_progress_bar()
     device = choose_device(arguments.device)
@@ -70,7 +71,10 @@ def main(argv: list[str]) -> None:
     )
     validation = series.choose_alignment(arguments.align, arguments.latents[0], 0)
     chosen = next(iter(validation))
-    rows = [{"name": name, "scores": [series.ask(name)]} for name in (swap_table.TEACHER, swap_table.POOLED)]
+    rows = [
+        {"name": name, "scores": [series.ask(tower)]}
+        for name, tower in (("teacher", ORIGINAL), ("teacher, pooled 2 x 2", POOLED))
+    ]
     for count in arguments.latents:
         for title, continued, align in (
             ("bootstrapped (paper)", False, None),
@@ -82,8 +86,8 @@ def main(argv: list[str]) -> None:
                 name = f"{count} latents {title}" + ", placed" * placed
                 rows.append({"name": name, "scores": [series.ask(student, placed=placed) for student in students]})
     best = swap_table.Student(arguments.latents[0], 0, True, chosen)
-    for tower, name in ((swap_table.TEACHER, "teacher"), (best, f"{best.num_latents} latents, aligned")):
-        for control in CONTROLS if tower == swap_table.TEACHER else CONTROLS[1:]:
+    for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):
+        for control in CONTROLS if tower == ORIGINAL else CONTROLS[1:]:
             rows.append({"name": f"{name}, {control}", "scores": [series.ask(tower, control=control)]})
     report(rows, validation)
     draw(rows, Path(arguments.output) / "swap_table.png")

@@ -5,12 +5,13 @@ import torch
 
 from sf_llava.bootstrap import swap_table
 from sf_llava.bootstrap.config import BootstrapConfig
-from sf_llava.bootstrap.swap_table import POOLED, TEACHER, Student, SwapSeries
+from sf_llava.bootstrap.swap_table import Student, SwapSeries
 from sf_llava.checkpoints.conversations import CONVERSATIONS, chat_template
 from sf_llava.data.scienceqa import open_scienceqa
 from sf_llava.files import read_json
 from sf_llava.mini.llava_model import build_llava, build_processor, build_tokenizer
 from sf_llava.mini.llava_training import sample_texts
+from sf_llava.plugin.towers import ORIGINAL, POOLED
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +27,13 @@ def series(tmp_path_factory):
 def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
     before = {name: tensor.clone() for name, tensor in series.model.state_dict().items()}
     student = Student(16, 0, continued=True, align="set")
-    scores = [series.ask(TEACHER), series.ask(POOLED), series.ask(student), series.ask(student, placed=True)]
+    scores = [series.ask(ORIGINAL), series.ask(POOLED), series.ask(student), series.ask(student, placed=True)]
     wanted = {problem.id for problem in open_scienceqa("mini:24").problems if problem.has_image}
     assert all(set(score["answers"]) == wanted for score in scores) and len(wanted) == 12
     after = series.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     folders = {folder.name for folder in (series.output / "answers-test").iterdir()}
-    assert folders == {"teacher", "pooled-2x2", "16-seed0-set", "16-seed0-set-placed"}
+    assert folders == {"original", "pooled", "16-seed0-set", "16-seed0-set-placed"}
 
 
 def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_losses(series):
@@ -43,9 +44,9 @@ def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_los
 
 
 def test_what_is_done_is_read_again(series, monkeypatch):
-    first = series.ask(TEACHER)
+    first = series.ask(ORIGINAL)
     monkeypatch.setattr(swap_table, "answer_all", None)
-    assert series.ask(TEACHER) == first
+    assert series.ask(ORIGINAL) == first
 
 
 def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):

@@ -3,8 +3,7 @@
 Every student's run and every set of answers has a directory of its own, so a killed series continues.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,9 @@ from sf_llava.bootstrap.run import bootstrap
 from sf_llava.data.scienceqa import ScienceQA, open_scienceqa
 from sf_llava.evaluation.scienceqa import Answerer, Generation, answer_all
 from sf_llava.metrics import scienceqa
-from sf_llava.plugin.pooling import pooled
-from sf_llava.plugin.positions import count_patches
-from sf_llava.plugin.swapping import restore, swap
+from sf_llava.plugin.towers import tower_in_place
 
 MAX_NEW_TOKENS = 64  # the mini LLaVA's answers have about twenty
-TEACHER, POOLED = "teacher", "pooled 2x2"
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class SwapSeries:
         """Score a tower on the image questions of a split, or read what an earlier call measured.
 
         Args:
-            student: a student, ``TEACHER`` or ``POOLED``.
+            student: a student, ``ORIGINAL`` or ``POOLED``.
             split: ``validation`` or ``test``.
             placed: with positions and bias.
             control: ``blind``, ``shuffled``, ``grey`` or None.
@@ -99,15 +95,16 @@ class SwapSeries:
         Returns:
             What :func:`sf_llava.metrics.scienceqa.score` returns.
         """
-        key = student.key if isinstance(student, Student) else student.replace(" ", "-")
+        key = student.key if isinstance(student, Student) else student
         name = "-".join(filter(None, (key, "placed" if placed else None, control)))
         folder = self.output / f"answers-{split}" / name
         if (folder / "score.json").exists():
             return files.read_json(folder / "score.json")
         data = self._open(split)
         settings = {"tower": key, "split": split, "placed": placed, "questions": self.questions}
+        tower = self.train(student) if isinstance(student, Student) else student
         with (
-            self._tower(student) as num_patches,
+            tower_in_place(self.model, self.processor, tower) as num_patches,
             tqdm(desc=name, total=len(data.problems), unit="question", mininterval=2, leave=False) as bar,
         ):
             generation = Generation(max_new_tokens=MAX_NEW_TOKENS)
@@ -134,19 +131,3 @@ class SwapSeries:
     def _open(self, split: str) -> ScienceQA:
         data = open_scienceqa(f"mini:{self.questions}", split)
         return replace(data, problems=[problem for problem in data.problems if problem.has_image])
-
-    @contextmanager
-    def _tower(self, student: Student | str) -> Iterator[int]:
-        """Put a tower in place; yields the patches of the teacher's."""
-        num_patches = count_patches(self.model.config.vision_config)
-        if student == TEACHER:
-            yield num_patches
-        elif student == POOLED:
-            with pooled(self.model, self.processor):
-                yield num_patches
-        else:
-            swapped = swap(self.model, self.processor, self.train(student))
-            try:
-                yield num_patches
-            finally:
-                restore(swapped)

@@ -67,7 +67,8 @@ def test_both_towers_and_every_control_are_answered_and_scored(finished):
     rows = ["original", "blind", "original-shuffled", "original-grey", "swapped", "swapped-shuffled", "swapped-grey"]
     assert list(results["scores"]) == rows
     assert [score["total"] for score in results["scores"].values()] == [11, 6, 6, 6, 11, 6, 6]
-    assert results["comparison"]["all"]["total"] == 11 and results["comparison"]["image"]["total"] == 6
+    comparison = results["comparisons"]["swapped"]
+    assert comparison["all"]["total"] == 11 and comparison["image"]["total"] == 6
     assert results["image_share"].keys() == {"original", "swapped"}
     lines = [json.loads(line) for line in (finished / "swapped" / "answers.jsonl").read_text().splitlines()]
     assert [line["question_id"] for line in lines] == [str(number) for number in range(100, 111)]
