@@ -1,9 +1,16 @@
 """A SparseFormer in LLaVA: the transformers route (``swap``, ``restore``) and the llava package's route.
 
-The names are imported on first use, so that the package's route works without what the transformers route needs.
+Importing this registers the encoder with transformers' Auto classes, so that ``from_pretrained`` finds the tower of a
+saved LLaVA. The names are imported on first use: the package's route works without what the transformers route needs.
 """
 
 import importlib
+
+from sf_llava.plugin import old_transformers
+
+old_transformers.prepare()
+
+import sf_llava.model  # noqa: E402, F401 (registers)
 
 _MODULES = {
     "swap": "sf_llava.plugin.swapping",

@@ -11,15 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPImageProcessor  # the package's own image processor, in its own version
 
-from sf_llava.plugin import old_transformers
-
-old_transformers.prepare()
-
-from transformers import CLIPImageProcessor  # noqa: E402 (the package's own image processor, in its own version)
-
-from sf_llava.configuration import SparseFormerConfig  # noqa: E402
-from sf_llava.model import SparseFormerModel  # noqa: E402
+from sf_llava.configuration import SparseFormerConfig
+from sf_llava.model import SparseFormerModel
 
 PREFIX = "sparseformer:"
 

@@ -1,5 +1,8 @@
 """A SparseFormer as the native vision tower of LlavaForConditionalGeneration."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -144,3 +147,24 @@ def test_a_quantised_llm_keeps_tower_and_projector_whole(native, tmp_path, bits)
     swap(small, processor, tmp_path / "encoder")
     inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
     assert small.generate(**inputs, max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sf_llava.plugin; model = Llava.from_pretrained(path)",
+        "from sf_llava.checkpoints.llava import load_llava; model, _ = load_llava(path)",
+        "from sf_llava import SparseFormerModel; model = Llava.from_pretrained(path)",
+    ],
+)
+def test_a_saved_llava_loads_in_a_fresh_process_once_the_package_is_imported(native, tmp_path, code):
+    model, processor = native
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    code = (
+        f"from transformers import LlavaForConditionalGeneration as Llava\npath = {str(tmp_path)!r}\n"
+        "try:\n    Llava.from_pretrained(path)\nexcept ValueError as error:\n    print(str(error)[:55])\n"
+        f"{code}; print(type(model.model.vision_tower).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["Unrecognized model type for subconfig: sparseformer. Sh", "SparseFormerModel"]
