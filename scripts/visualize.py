@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
     from sf_llava import visualize
     from sf_llava.checkpoints.encoder import load_encoder
     from sf_llava.data.transforms import Preprocessing
+    from sf_llava.evaluation.attention import cls_attention
     from sf_llava.evaluation.setup import QUICKSTART, teacher_of
     from sf_llava.teachers import load_teacher
 
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     pixel_values = torch.stack([preprocessing.normalise(view) for view in views]).to(arguments.device)
     with torch.no_grad():
         output = encoder(pixel_values, output_hidden_states=True, output_sampling_points=True)
-        student_attention = visualize.cls_attention(
+        student_attention = cls_attention(
             output.hidden_states[-2],
             encoder.cortex[-1].state_dict(),
             config.num_attention_heads,
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> None:
             teacher = load_teacher(teacher_name, device=arguments.device)
             seen = torch.stack([teacher.preprocessing(view) for view in views]).to(arguments.device)
             last = teacher.num_hidden_layers - 1
-            teacher_attention = visualize.cls_attention(
+            teacher_attention = cls_attention(
                 teacher.tokens(seen, last),
                 teacher.block_state_dict(last),
                 teacher.num_attention_heads,

@@ -2,11 +2,11 @@
 
 Arrays and pictures in, ``PIL`` pictures out; nothing here knows a model. RoIs and points are image fractions and may
 leave the image, so every panel has a margin around it. One colour is one latent, the same in every panel.
-Letters: B images, I iterations, N latents, P points, T tokens, D width, A heads.
+Letters: B images, I iterations, N latents, P points.
 """
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-PANEL = 248  # side of a panel in pixels, margin included
+PANEL, LARGE_PANEL = 248, 372  # side of a panel in pixels, margin included; in sheets of more than 64 latents
 MARGIN = 0.08  # of the panel, on each side
 SUPERSAMPLING = 3  # drawn this much larger, then averaged down
 GAP, TITLE, LEGEND = 10, 26, 30
@@ -101,20 +101,22 @@ def focus_sheet(images: Sequence[Image.Image], rois: Tensor, sampling_points: Te
     _check_batch(images, rois, sampling_points)
     stages = sorted({0, min(2, rois.shape[1] - 1), rois.shape[1] - 1})
     titles = ["input", *(_stage_title(stage, rois.shape[1] - 1) for stage in stages), "sampling points, last"]
+    size = _panel_side(rois.shape[2])
     rows = []
     for image, boxes, points in zip(images, _array(rois), _array(sampling_points), strict=True):
-        panels = [draw_rois(image, boxes[stage]) for stage in stages]
-        rows.append([plain(image), *panels, draw_rois(image, None, points)])
+        panels = [draw_rois(image, boxes[stage], size=size) for stage in stages]
+        rows.append([plain(image, size=size), *panels, draw_rois(image, None, points, size=size)])
     return sheet(titles, rows, _legend(rois.shape[2], sampling_points.shape[2]))
 
 
 def iteration_sheet(images: Sequence[Image.Image], rois: Tensor) -> Image.Image:
     """Draw a row an image with the RoIs of every iteration, and the way of their centres (the paper's Figures 4-5)."""
     _check_batch(images, rois, None)
-    stages = range(rois.shape[1])
+    stages, size = range(rois.shape[1]), _panel_side(rois.shape[2])
     rows = []
     for image, boxes in zip(images, _array(rois), strict=True):
-        rows.append([plain(image), *(draw_rois(image, boxes[: stage + 1]) for stage in stages)])
+        panels = [draw_rois(image, boxes[: stage + 1], size=size) for stage in stages]
+        rows.append([plain(image, size=size), *panels])
     titles = ["input", *(_stage_title(stage, len(stages) - 1) for stage in stages)]
     return sheet(titles, rows, f"{rois.shape[2]} latents, one colour each; a line is the way of a RoI's centre")
 
@@ -144,25 +146,6 @@ def heat_sheet(
             row.append(draw_grid(image, teacher_attention[index]))
         rows.append(row)
     return sheet(titles, rows, "each map is scaled to its own maximum; attention: CLS in the last block, mean of heads")
-
-
-def cls_attention(tokens: Tensor, block: Mapping[str, Tensor], num_heads: int, eps: float) -> Tensor:
-    """Say how much CLS attends to every other token in a transformer block, averaged over the heads.
-
-    Args:
-        tokens: (B, T, D) input of the block, CLS first.
-        block: the block's weights under their canonical names (``norm1.weight``, ``attn.qkv.weight``, ...).
-        num_heads: A.
-        eps: of the block's layer norms.
-
-    Returns:
-        (B, T - 1), summing to 1 over the tokens.
-    """
-    tokens = torch.layer_norm(tokens, tokens.shape[-1:], block["norm1.weight"], block["norm1.bias"], eps)
-    qkv = torch.nn.functional.linear(tokens, block["attn.qkv.weight"], block["attn.qkv.bias"])
-    query, key, _ = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, A, T, D / A]
-    scores = torch.einsum("bad,batd->bat", query[:, :, 0], key[:, :, 1:])
-    return (scores.float() * query.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
 
 
 def plain(image: Image.Image, *, size: int = PANEL) -> Image.Image:
@@ -216,7 +199,7 @@ class _Panel:
         num_latents = history.shape[1]
         unit = self.size * SUPERSAMPLING / PANEL
         width = unit * float(np.interp(num_latents, (16, 64, 196), (2.2, 1.4, 0.8)))
-        opacity = int(np.interp(num_latents, (16, 64, 196), (235, 200, 150)))
+        opacity = int(np.interp(num_latents, (16, 64, 196), (235, 190, 90)))
         draw = self._draw()
         centres = self._pixels((history[..., :2] + history[..., 2:]) / 2)
         corners = self._pixels(np.sort(history[-1].reshape(-1, 2, 2), axis=1)).reshape(-1, 4)
@@ -267,6 +250,10 @@ class _Panel:
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def _panel_side(num_latents: int) -> int:
+    return PANEL if num_latents <= 64 else LARGE_PANEL
 
 
 def _stage_title(stage: int, last: int) -> str:

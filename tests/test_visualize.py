@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from sf_llava.configuration import preset
+from sf_llava.evaluation.attention import cls_attention
 from sf_llava.model import SparseFormerModel
 from sf_llava.visualize import (
     MARGIN,
-    cls_attention,
     draw_grid,
     draw_heat,
     draw_rois,
