@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     if device == "cpu":
         torch.set_num_threads(1)
     else:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.device(device).index or 0)
     if arguments.command == "all":
         if device == "cpu":
             raise ValueError("all measures a GPU and found none: run the other sub-commands on the CPU")

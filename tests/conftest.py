@@ -9,6 +9,7 @@ import torch
 SHARED = Path(os.environ.get("SF_LLAVA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 torch.set_num_threads(1)
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product; deterministic tests need it
 
 
 def _require(path: Path) -> Path:

@@ -194,8 +194,7 @@ def test_on_a_gpu_the_encoder_agrees_compiled_captured_and_repeated():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_deterministic_training_repeats_to_the_bit(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def test_on_a_gpu_deterministic_training_repeats_to_the_bit():
     model, pixels = make_model(torch.float32).cuda(), make_images(torch.float32).cuda()
     torch.use_deterministic_algorithms(True)
     try:

@@ -20,13 +20,14 @@ from sf_llava.ops.launch import NUM_WARPS, PIXELS_PER_PROGRAM
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 INTEGERS = {"N": "i32", "H": "i32", "W": "i32"}
 FLOATS = ("rois", "offsets", "d_rois", "d_offsets", "pixels", "d_samples")
-SIZES = dict(P=16, BP=16, C=64, Q=32, BQ=32, BX=PIXELS_PER_PROGRAM)
+SIZES = dict(C=64, Q=32, BQ=32, BX=PIXELS_PER_PROGRAM)
 
 
-def compile_kernel(name: str, dtype: str, capability: int, atomic: bool) -> dict[str, object]:
+def compile_kernel(name: str, dtype: str, capability: int, atomic: bool, points: int = 16) -> dict[str, object]:
     """Compile one kernel for features of ``dtype``; count registers, stack, shared memory and wide loads."""
     kernel = getattr(kernels, name)
-    constants = {key: value for key, value in (SIZES | {"ATOMIC": atomic}).items() if key in kernel.arg_names}
+    sizes = SIZES | {"ATOMIC": atomic, "P": points, "BP": max(16, triton.next_power_of_2(points))}
+    constants = {key: value for key, value in sizes.items() if key in kernel.arg_names}
     floats = {*FLOATS, "d_features"} if atomic else set(FLOATS)
     signature = {}
     for argument in kernel.arg_names:
@@ -47,6 +48,7 @@ def compile_kernel(name: str, dtype: str, capability: int, atomic: bool) -> dict
         "dtype": dtype,
         "capability": capability,
         "atomic": atomic,
+        "points": points,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": compiled.metadata.shared,
@@ -55,7 +57,8 @@ def compile_kernel(name: str, dtype: str, capability: int, atomic: bool) -> dict
 
 
 def main(capabilities: list[int]) -> None:
-    """Compile what is launched: half precision for every capability, both feature gradients; float32 for the last."""
+    """Compile what is launched: half precision for every capability, both feature gradients; the last one also gets
+    float32 and 36 points."""
     results = []
     for capability in capabilities:
         for dtype in ("fp16", "fp32") if capability == capabilities[-1] else ("fp16",):
@@ -64,6 +67,8 @@ def main(capabilities: list[int]) -> None:
             for name in ("sample_backward_kernel", "mix_backward_kernel"):
                 ways = (True, False) if dtype == "fp16" else (True,)
                 results += [compile_kernel(name, dtype, capability, atomic) for atomic in ways]
+    for name in ("sample_forward_kernel", "sample_backward_kernel", "mix_forward_kernel", "mix_backward_kernel"):
+        results.append(compile_kernel(name, "fp16", capabilities[-1], True, points=36))
     print(json.dumps(results))
 
 
