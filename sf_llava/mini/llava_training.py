@@ -5,8 +5,8 @@ alone. Several questions share their picture in one row: each attends to the pic
 it has when it is asked alone, so the loss is that of single-question conversations.
 
 Finding the letter of an option takes two steps, and a small LLM that is only asked for answers sees no reason to take
-the first: it describes pictures well long before it names letters. So the first quarter of the training asks for
-letters alone, and a linear head, thrown away at the end, asks the tokens after the first layer for the token before.
+the first: it describes pictures well long before it names letters. So the first fifth of the training asks for
+letters alone, and a linear head, thrown away at the end, asks the tokens after the first layer for the four before.
 """
 
 from collections.abc import Callable
@@ -31,16 +31,16 @@ from .llava_model import IMAGE_TOKENS, build_llava, build_processor, build_token
 from .picture_questions import describe
 from .questions import draw_picture, picture_problems, text_problem
 
-RECIPE = TrainingConfig(steps=1900, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
+RECIPE = TrainingConfig(steps=2800, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
 POOL = 24_000  # pictures
 _QUESTIONS_A_PICTURE = 5
 _TEXT_ROWS, _QUESTIONS_A_TEXT_ROW = 6, 6
-_LETTER_STEPS = 0.25  # share of the steps that only ask for letters
+_LETTER_STEPS = 0.2  # share of the steps that only ask for letters
 _LETTERS_A_QUESTION = 4
 _DESCRIBE = "Describe the picture."
 _IGNORED = -100
 _LETTER_WEIGHT = 4.0  # of an answer's letter in the loss
-_PREVIOUS_WEIGHT = 0.3
+_PREVIOUS, _PREVIOUS_WEIGHT = 4, 0.3
 _PLACE = "QUESTION"
 
 Measure = Callable[[LlavaForConditionalGeneration, LlavaProcessor, str], dict[str, float]]
@@ -193,20 +193,26 @@ def sample_texts(count: int = 4000) -> list[str]:
 
 
 def build_head(model: LlavaForConditionalGeneration) -> nn.Module:
-    """Names the token before, from the tokens after the LLM's first layer; used in training only."""
+    """Names the four tokens before one, from the LLM's first layer, (..., D) to (..., 4, V); for training only."""
     config = model.config.text_config
-    return nn.Sequential(nn.RMSNorm(config.hidden_size), nn.Linear(config.hidden_size, config.vocab_size, bias=False))
+    return nn.Sequential(
+        nn.RMSNorm(config.hidden_size),
+        nn.Linear(config.hidden_size, _PREVIOUS * config.vocab_size, bias=False),
+        nn.Unflatten(-1, (_PREVIOUS, config.vocab_size)),
+    )
 
 
 def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch: QuestionBatch) -> dict[str, Tensor]:
     """``answer``: mean negative log-likelihood of the answers' tokens, letters weighted higher. ``previous``: the
-    head's, for every token that follows one of its own question. ``loss``: their weighted sum.
+    head's, over the tokens before in the same question. ``loss``: their weighted sum.
     """
     length = batch.input_ids.shape[1]
     keys, queries = batch.segments[:, None, :], batch.segments[:, :, None]
     allowed = ((keys == 0) | (keys == queries)) & torch.ones(length, length, dtype=torch.bool).tril()  # [B, L, L]
     mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[:, None]
-    follows = (batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] > 0)  # [B, L - 1]
+    before = torch.stack([batch.input_ids.roll(back, dims=1) for back in range(1, _PREVIOUS + 1)], dim=-1)  # [B, L, 4]
+    theirs = torch.stack([batch.segments.roll(back, dims=1) for back in range(1, _PREVIOUS + 1)], dim=-1)
+    before = before.where(theirs == batch.segments[..., None], _IGNORED)
     with torch.autocast("cpu", torch.bfloat16):
         pictures = model.model.multi_modal_projector(batch.features)  # [P, 64, D]
         embeds = model.get_input_embeddings()(batch.input_ids)  # [B, L, D]
@@ -221,10 +227,11 @@ def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch
         )
         asked = batch.targets != _IGNORED
         logits = model.lm_head(states.last_hidden_state[asked])
-        before = head(states.hidden_states[1][:, 1:][follows])
+        inside = batch.segments > 0
+        named = head(states.hidden_states[1][inside])  # [tokens, 4, V]
     weights = torch.ones(logits.shape[1]).index_fill_(0, batch.letters, _LETTER_WEIGHT)
     answer = F.cross_entropy(logits.float(), batch.targets[asked], weights)
-    previous = F.cross_entropy(before.float(), batch.input_ids[:, :-1][follows])
+    previous = F.cross_entropy(named.float().flatten(0, 1), before[inside].flatten())
     return {"loss": answer + _PREVIOUS_WEIGHT * previous, "answer": answer, "previous": previous}
 
 

@@ -62,7 +62,7 @@ def test_packed_questions_cost_what_they_cost_alone(processor, model, pool):
 
 def test_a_batch_is_a_function_of_its_step_and_asks_about_its_pictures(processor, pool):
     packer, config = Packer(processor), replace(RECIPE, batch_size=4, steps=100)
-    first, again, later = (make_batch(step, packer, pool, config) for step in (26, 26, 28))
+    first, again, later = (make_batch(step, packer, pool, config) for step in (21, 21, 23))
     assert torch.equal(first.input_ids, again.input_ids) and torch.equal(first.features, pool.features[4:].float())
     assert torch.equal(first.features, later.features)  # eight pictures: the second visit
     assert not torch.equal(first.input_ids[:4, :200], later.input_ids[:4, :200])
@@ -70,9 +70,9 @@ def test_a_batch_is_a_function_of_its_step_and_asks_about_its_pictures(processor
     assert ((first.input_ids == image_token).sum(dim=1) == torch.tensor([64] * 4 + [0] * 6)).all()
 
 
-def test_the_first_quarter_asks_for_the_letters_of_options(processor, pool):
+def test_the_first_fifth_asks_for_the_letters_of_options(processor, pool):
     packer, config = Packer(processor), replace(RECIPE, batch_size=4, steps=100)
-    batch = make_batch(24, packer, pool, config)
+    batch = make_batch(19, packer, pool, config)
     tokens = processor.tokenizer.convert_ids_to_tokens
     asked = 0
     for ids, segments, targets in zip(batch.input_ids, batch.segments, batch.targets, strict=True):
@@ -86,18 +86,22 @@ def test_the_first_quarter_asks_for_the_letters_of_options(processor, pool):
     assert batch.features.shape[0] == 0 and not (batch.input_ids == processor.image_token_id).any()
 
 
-def test_the_head_names_the_token_before_within_its_question(processor, model, pool):
+def test_the_head_names_the_four_tokens_before_within_its_question(processor, model, pool):
     batch = Packer(processor).pack([(True, [("Is it red?", "A."), ("How large?", "B.")])], pool.features[:1].float())
-    ids, segments = batch.input_ids[0], batch.segments[0]
-    followers = [i for i in range(1, len(ids)) if segments[i] > 0 and segments[i] == segments[i - 1]]
+    ids, segments = batch.input_ids[0].tolist(), batch.segments[0].tolist()
+    inside = [i for i in range(len(ids)) if segments[i] > 0]
 
     class Oracle(torch.nn.Module):
-        """Knows what comes before each of the followers, in their order."""
+        """Knows what stands before each token of a question, and nothing of what it must not be asked."""
 
         def forward(self, states):
-            assert len(states) == len(followers)
-            wanted = torch.stack([ids[i - 1] for i in followers])
-            return torch.nn.functional.one_hot(wanted, len(processor.tokenizer)) * 100.0
+            assert len(states) == len(inside)
+            named = torch.full((len(inside), 4, len(processor.tokenizer)), torch.nan)
+            for row, i in enumerate(inside):
+                for back in range(1, 5):
+                    if segments[i - back] == segments[i]:
+                        named[row, back - 1] = torch.arange(len(processor.tokenizer)).eq(ids[i - back]) * 100.0
+            return named
 
     assert training_losses(model, Oracle(), batch)["previous"].item() < 1e-6
 
