@@ -73,6 +73,9 @@ def test_flickr_style_files_have_no_folder_and_take_one_by_name(tmp_path):
 def test_counts_that_differ_from_the_published_ones_are_said(tmp_path):
     (note,) = open_captions(karpathy(tmp_path, counts=(5, 5), dataset="flickr30k")).remarks()
     assert "has 2 images; Karpathy's of flickr30k has 1,000" in note
+    (tmp_path / "fewer").mkdir()
+    _, note = open_captions(karpathy(tmp_path / "fewer", counts=(5, 4), dataset="flickr30k")).remarks()
+    assert note.startswith("1 images of the test split of") and note.endswith("the first: val2014/1.png")
 
 
 def test_coco_annotations_go_by_their_ids(tmp_path):
@@ -104,6 +107,8 @@ def break_json(content, kind):
         return content | {"annotations": [{"image_id": 100, "id": 1, "bbox": [0, 0, 1, 1], "category_id": 3}]}
     if kind == "no annotations":
         return {"images": content["images"]}
+    if kind == "a number among annotations":
+        return content | {"annotations": [5, *content["annotations"]]}
     if kind == "no file name":
         return content | {"images": [{"id": 100}]}
     if kind == "image twice":
@@ -124,6 +129,7 @@ def break_json(content, kind):
         ("no images", "no caption file (it has no list of images)"),
         ("instances", "no caption file (its annotations hold bbox, category_id, id, image_id, but no caption)"),
         ("no annotations", "there are no annotations"),
+        ("a number among annotations", "no caption file (its annotations are no objects)"),
         ("no file name", "its entry 0 has no 'file_name'"),
         ("image twice", "1 image ids occur more than once: 100"),
         ("caption twice", "1 caption ids occur more than once: 50"),
@@ -149,6 +155,9 @@ def test_karpathy_defects_are_one_sentence(tmp_path):
     content = read(path)
     content["images"][1]["sentences"][0]["sentid"] = 0
     with pytest.raises(ValueError, match="1 sentence ids occur more than once"):
+        open_captions(write(tmp_path / "dataset_toy.json", content))
+    content["images"][1]["sentences"] = ["a bare text"]
+    with pytest.raises(ValueError, match="the sentences of its entry 1 are no list of objects"):
         open_captions(write(tmp_path / "dataset_toy.json", content))
 
 

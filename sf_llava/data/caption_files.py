@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava import files
-from sf_llava.data.captions import CaptionedImages, check_unique, gather
+from sf_llava.data.captions import CAPTIONS_AN_IMAGE, CaptionedImages, check_unique, gather
 from sf_llava.data.folder import FolderImages
 from sf_llava.data.images import PackedStrings
 
@@ -54,9 +54,17 @@ def _read_karpathy(path: str, content: dict, notes: list[str]) -> list[tuple]:
     for number, image in enumerate(images):
         name = _field(image, "filename", path, number)
         names = [f"{image['filepath']}/{name}", name] if image.get("filepath") else [name]
-        sentences.update(sentence["sentid"] for sentence in image["sentences"] if "sentid" in sentence)
-        found.append((image.get("imgid", name), names, [sentence.get("raw") for sentence in image["sentences"]]))
+        own = image["sentences"]
+        if not isinstance(own, list) or not all(isinstance(sentence, dict) for sentence in own):
+            raise _wrong_kind(path, f"the sentences of its entry {number} are no list of objects with 'raw'")
+        sentences.update(sentence["sentid"] for sentence in own if "sentid" in sentence)
+        found.append((image.get("imgid", name), names, [sentence.get("raw") for sentence in own]))
     check_unique(path, "sentence", sentences)
+    if expected and (fewer := [names[0] for _, names, texts in found if len(texts) < CAPTIONS_AN_IMAGE]):
+        notes.append(
+            f"{len(fewer):,} images of the {SPLIT} split of {path} have fewer than Karpathy's {CAPTIONS_AN_IMAGE} "
+            f"captions, the first: {fewer[0]}"
+        )
     return found
 
 
@@ -65,6 +73,8 @@ def _read_coco(path: str, content: dict, left_out: dict[str, list[str]]) -> list
     annotations = content.get("annotations")
     if not isinstance(annotations, list) or not annotations:
         raise _wrong_kind(path, "its images have no sentences, and there are no annotations")
+    if not all(isinstance(annotation, dict) for annotation in annotations):
+        raise _wrong_kind(path, "its annotations are no objects")
     if "caption" not in annotations[0]:
         raise _wrong_kind(path, f"its annotations hold {', '.join(sorted(annotations[0]))}, but no caption")
     texts = defaultdict(list)
