@@ -110,7 +110,7 @@ def plot_parts(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
         axes.bar(names, heights, 0.6, bottoms, label=part)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     for place, total in enumerate(bottoms):
-        axes.annotate(f"{total:.3g}", (place, total), (0, 3), textcoords="offset points", ha="center", size=8)
+        axes.annotate(f"{total:.0f}", (place, total), (0, 3), textcoords="offset points", ha="center", size=8)
     axes.set_ylabel("ms to the first token, batch " + str(rows[0]["batch_size"]))
     axes.set_title(title, size=10)
     axes.tick_params(axis="x", labelsize=8)
