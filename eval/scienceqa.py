@@ -280,12 +280,14 @@ def answer_and_score(
 ) -> dict[str, Any]:
     """Answer through one tower under one control, with progress, and score."""
     from sf_llava.evaluation.scienceqa import answer_all
+    from sf_llava.evaluation.store import digest_weights
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
 
     settings = {name: getattr(arguments, name) for name in DECISIVE}
     if control != "blind":
-        settings |= {"tower": tower, "placed": answerer.num_patches is not None}
+        weights = digest_weights(answerer.model.model.vision_tower)
+        settings |= {"tower": tower, "placed": answerer.num_patches is not None, "tower_weights": weights}
     questions = [problem for problem in data.problems if problem.has_image or control is None]
     with running_accuracy(name, len(questions), state) as progress:
         texts = answer_all(

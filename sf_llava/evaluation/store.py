@@ -41,8 +41,13 @@ class EmbeddingStore:
 
 def fingerprint(module: nn.Module) -> str:
     """Digest a module: its structure and configuration, its weights, and the code that runs it."""
-    digest = hashlib.blake2b(f"{module!r}{getattr(module, 'config', '')}{torch.__version__}".encode())
-    digest.update(_digest_code().encode())
+    about = f"{module!r}{getattr(module, 'config', '')}{torch.__version__}{_digest_code()}"
+    return digest_texts(about, digest_weights(module))
+
+
+def digest_weights(module: nn.Module) -> str:
+    """Digest a module's parameters and buffers: their names, dtypes, shapes, device types and bytes."""
+    digest = hashlib.blake2b(digest_size=20)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
