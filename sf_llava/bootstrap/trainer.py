@@ -75,7 +75,8 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
         if pays(accelerator.device, teacher.dtype, self.num_steps):
-            size = (self.micro_batch_size, 3, teacher.image_size, teacher.image_size)
+            pictures = self.micro_batch_size + (config.llm_batch_size or 0) * self.micro_batch_size // config.batch_size
+            size = (pictures, 3, teacher.image_size, teacher.image_size)
             self.teach = compile_frozen(self.teach, torch.zeros(size, device=accelerator.device))
         self.step = 0
         self.seconds = 0.0  # of training, kept over resumptions
