@@ -5,7 +5,7 @@ alone. Several questions share their picture in one row: each attends to the pic
 it has when it is asked alone, so the loss is that of single-question conversations.
 
 Finding the letter of an option takes two steps, and a small LLM that is only asked for answers sees no reason to take
-the first: it describes pictures well long before it names letters. So the first fifth of the training asks for
+the first: it describes pictures well long before it names letters. So the first sixth of the training asks for
 letters alone, and a linear head, thrown away at the end, asks the tokens after the first layer for the four before.
 """
 
@@ -31,11 +31,11 @@ from .llava_model import IMAGE_TOKENS, build_llava, build_processor, build_token
 from .picture_questions import describe
 from .questions import draw_picture, picture_problems, text_problem
 
-RECIPE = TrainingConfig(steps=2800, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
+RECIPE = TrainingConfig(steps=3400, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
 POOL = 24_000  # pictures
 _QUESTIONS_A_PICTURE = 5
 _TEXT_ROWS, _QUESTIONS_A_TEXT_ROW = 6, 6
-_LETTER_STEPS = 0.2  # share of the steps that only ask for letters
+_LETTER_STEPS = 1 / 6  # share of the steps that only ask for letters
 _LETTERS_A_QUESTION = 4
 _DESCRIBE = "Describe the picture."
 _IGNORED = -100

@@ -36,7 +36,7 @@ def send(client, text, files=(), mode="both", whole=True, temperature=0, length=
     return client.submit(message, mode, whole, temperature, length, api_name="/ask")
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -55,7 +55,7 @@ def expected(engine, path: Path, questions, tower=CLIP, length=8) -> list[str]:
 
 def test_answers_stream_word_by_word_through_both_towers(connect, picture_files):
     job = send(connect(), QUESTIONS[0], picture_files[:1], length=200)
-    job.result(timeout=20)
+    job.result(timeout=90)
     records = [update[RECORD] for update in job.outputs()]
     texts = [[answer["text"] for answer in record["answers"].values()] for record in records]
     assert len({text for text, _ in texts}) > 2 and len({text for _, text in texts}) > 2
@@ -70,7 +70,7 @@ def test_answers_stream_word_by_word_through_both_towers(connect, picture_files)
 def test_later_turns_know_earlier_ones_and_do_not_encode_again(connect, engine, picture_files):
     client = connect()
     records = [
-        send(client, question, picture_files[:1] if not number else [], mode=CLIP).result(timeout=20)[RECORD]
+        send(client, question, picture_files[:1] if not number else [], mode=CLIP).result(timeout=90)[RECORD]
         for number, question in enumerate(QUESTIONS)
     ]
     texts = [record["answers"][CLIP]["text"] for record in records]
@@ -79,17 +79,17 @@ def test_later_turns_know_earlier_ones_and_do_not_encode_again(connect, engine, 
 
 
 def test_two_pictures_cost_two_pictures_tokens(connect, picture_files):
-    result = send(connect(), "Which is larger?", picture_files[:2], mode=SPARSEFORMER).result(timeout=20)
+    result = send(connect(), "Which is larger?", picture_files[:2], mode=SPARSEFORMER).result(timeout=90)
     assert result[RECORD]["answers"][SPARSEFORMER]["visual_tokens"] == 32
     assert "16 latents" in result[2]  # the focus shows the last picture
 
 
 def test_a_picture_alone_is_to_be_described_and_text_alone_asks_the_language_model(connect, picture_files):
     client = connect()
-    assert send(client, "", picture_files[:1]).result(timeout=20)[RECORD]["question"] == "Describe the picture."
-    answers = send(connect(), "Which is a fruit?").result(timeout=20)[RECORD]["answers"]
+    assert send(client, "", picture_files[:1]).result(timeout=90)[RECORD]["question"] == "Describe the picture."
+    answers = send(connect(), "Which is a fruit?").result(timeout=90)[RECORD]["answers"]
     assert list(answers) == ["language model"]
-    assert send(connect(), "  ").result(timeout=20)[RECORD]["notes"]
+    assert send(connect(), "  ").result(timeout=90)[RECORD]["notes"]
 
 
 def test_stop_ends_the_answer_and_keeps_what_was_written(connect, picture_files):
@@ -97,10 +97,10 @@ def test_stop_ends_the_answer_and_keeps_what_was_written(connect, picture_files)
     job = send(client, QUESTIONS[0], picture_files[:1], temperature=1, length=256)
     wait_for(lambda: len(job.outputs()) > 2)
     client.predict(api_name="/stop")
-    first, second = job.result(timeout=10)[RECORD]["answers"].values()
+    first, second = job.result(timeout=90)[RECORD]["answers"].values()
     assert first["state"] == "stopped" or second["state"] == "stopped"
     assert 0 < first["num_tokens"] < 256
-    assert send(client, QUESTIONS[1]).result(timeout=20)[RECORD]["answers"][CLIP]["state"] == "length"
+    assert send(client, QUESTIONS[1]).result(timeout=90)[RECORD]["answers"][CLIP]["state"] == "length"
 
 
 def test_a_cancelled_request_makes_room_for_the_next(connect, picture_files):
@@ -108,22 +108,22 @@ def test_a_cancelled_request_makes_room_for_the_next(connect, picture_files):
     job = send(client, QUESTIONS[0], picture_files[:1], length=256)
     wait_for(lambda: len(job.outputs()) > 1)
     job.cancel()
-    assert send(connect(), QUESTIONS[1], mode=CLIP).result(timeout=10)[RECORD]["answers"]
+    assert send(connect(), QUESTIONS[1], mode=CLIP).result(timeout=90)[RECORD]["answers"]
 
 
 def test_retry_answers_again_with_the_settings_as_they_are(connect, picture_files):
     client = connect()
-    send(client, QUESTIONS[0], picture_files[:1], mode=CLIP).result(timeout=20)
+    send(client, QUESTIONS[0], picture_files[:1], mode=CLIP).result(timeout=90)
     record = client.predict(SPARSEFORMER, True, 0, 8, api_name="/retry")[RECORD]
     assert list(record["answers"]) == [SPARSEFORMER] and record["question"] == QUESTIONS[0]
 
 
 def test_clear_forgets(connect, engine, picture_files):
     client = connect()
-    send(client, QUESTIONS[0], picture_files[:1]).result(timeout=20)
+    send(client, QUESTIONS[0], picture_files[:1]).result(timeout=90)
     chat, record = client.predict(api_name="/clear")[1::2]
     assert chat == [] and record is None
-    assert list(send(client, QUESTIONS[1]).result(timeout=20)[RECORD]["answers"]) == ["language model"]
+    assert list(send(client, QUESTIONS[1]).result(timeout=90)[RECORD]["answers"]) == ["language model"]
 
 
 def test_many_at_once_get_their_own_answers(connect, engine, picture_files):
@@ -134,7 +134,7 @@ def test_many_at_once_get_their_own_answers(connect, engine, picture_files):
     def talk(client, path):
         turns = zip(QUESTIONS[:2], [[path], []], strict=True)
         jobs = (send(client, question, files, mode=CLIP) for question, files in turns)
-        return [job.result(timeout=60)[RECORD]["answers"][CLIP]["text"] for job in jobs]
+        return [job.result(timeout=90)[RECORD]["answers"][CLIP]["text"] for job in jobs]
 
     with ThreadPoolExecutor(len(clients)) as pool:
         assert list(pool.map(talk, clients, picture_files)) == wanted
@@ -143,7 +143,7 @@ def test_many_at_once_get_their_own_answers(connect, engine, picture_files):
 def test_nothing_is_kept_of_a_page_that_was_closed(served, connect, picture_files):
     wait_for(lambda: len(served.sessions) == 0)
     client = connect()
-    send(client, QUESTIONS[0], picture_files[3:4]).result(timeout=20)
+    send(client, QUESTIONS[0], picture_files[3:4]).result(timeout=90)
     assert len(served.sessions) == 1 and list(served.uploads.rglob(picture_files[3].name))
     client.close()
     wait_for(lambda: len(served.sessions) == 0 and not list(served.uploads.rglob(picture_files[3].name)))
@@ -165,7 +165,7 @@ def test_hostile_uploads_get_an_answer_or_a_sentence(start, connect, tmp_path):
     for upload in hostile_uploads()[start : start + 10]:
         path = tmp_path / Path(upload.name.replace("\\", "/")).name[-60:]
         path.write_bytes(upload.data)
-        record = send(client, "Which shape is red?", [path], mode=SPARSEFORMER).result(timeout=20)[RECORD]
+        record = send(client, "Which shape is red?", [path], mode=SPARSEFORMER).result(timeout=90)[RECORD]
         if upload.accepted:
             assert record["answers"][SPARSEFORMER]["num_tokens"] == 8, upload.what
             client.predict(api_name="/clear")

@@ -70,9 +70,9 @@ def test_a_batch_is_a_function_of_its_step_and_asks_about_its_pictures(processor
     assert ((first.input_ids == image_token).sum(dim=1) == torch.tensor([64] * 4 + [0] * 6)).all()
 
 
-def test_the_first_fifth_asks_for_the_letters_of_options(processor, pool):
+def test_the_first_sixth_asks_for_the_letters_of_options(processor, pool):
     packer, config = Packer(processor), replace(RECIPE, batch_size=4, steps=100)
-    batch = make_batch(19, packer, pool, config)
+    batch = make_batch(15, packer, pool, config)
     tokens = processor.tokenizer.convert_ids_to_tokens
     asked = 0
     for ids, segments, targets in zip(batch.input_ids, batch.segments, batch.targets, strict=True):
