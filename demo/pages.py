@@ -67,7 +67,7 @@ def card(answer: Answer) -> str:
         f'<span class="figure"><span class="name">{name}</span> {value}</span>' for name, value in figures_of(answer)
     )
     return (
-        f'<div class="card {answer.tower.replace(" ", "-")}"><div class="tower"><span class="dot"></span>'
+        f'<div class="card {answer.tower.replace(" ", "-")}"><div class="tower">'
         f'<span class="title">{TOWER_NAMES[answer.tower]}</span><span class="tokens">{tokens}</span></div>'
         f'<div class="said">{said}{ending}</div><div class="figures">{figures}</div></div>'
     )
@@ -149,7 +149,7 @@ def focus(picture: Picture, view: View) -> str:
     )
     latents = view.rois.shape[1]
     return (
-        f'<section class="focus" aria-label="What the encoder looked at"><p>Where the SparseFormer looked in {name}: '
-        f"{latents} latents, one colour each; a box is a region of interest, a line the way of its centre.</p>"
+        f'<section class="focus" aria-label="What the encoder looked at"><p>Where the SparseFormer looked: {latents} '
+        "latents and their regions of interest, one colour each; a line is the way of a centre.</p>"
         f'<div class="strip">{figures}</div></section>'
     )
