@@ -41,6 +41,8 @@ _DESCRIBE = "Describe the picture."
 _IGNORED = -100
 _LETTER_WEIGHT = 4.0  # of an answer's letter in the loss
 _PREVIOUS, _PREVIOUS_WEIGHT = 4, 0.3
+_GAPS_AFTER = 0.44  # share of the steps after which positions have gaps
+_GAP = 64  # the largest
 _PLACE = "QUESTION"
 
 Measure = Callable[[LlavaForConditionalGeneration, LlavaProcessor, str], dict[str, float]]
@@ -53,7 +55,7 @@ class QuestionBatch:
     Attributes:
         features: (P, 64, 128) the vision tower's tokens of the first P rows' pictures.
         input_ids: (B, L) int64.
-        positions: (B, L) int64; every question starts right behind the prefix.
+        positions: (B, L) int64; every question starts behind the prefix.
         segments: (B, L) int64: 0 the prefix, 1 .. a row's questions, -1 padding.
         targets: (B, L) int64, the next token where it belongs to an answer, -100 elsewhere.
         letters: (5,) int64, the ids of A .. E.
@@ -96,6 +98,7 @@ class Packer:
     def __init__(self, processor: LlavaProcessor) -> None:
         self.tokenizer = processor.tokenizer
         self.letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS)))
+        self.image_token = processor.image_token_id
         self.prefixes = {}
         for has_image in (True, False):
             content = [{"type": "image"}] * has_image + [{"type": "text", "text": _PLACE}]
@@ -111,19 +114,32 @@ class Packer:
         ids = self.tokenizer(texts, add_special_tokens=False).input_ids
         return [(ids[i], [*ids[i + 1], self.tokenizer.eos_token_id]) for i in range(0, len(ids), 2)]
 
-    def pack(self, rows: list[tuple[bool, list[tuple[str, str]]]], features: Tensor) -> QuestionBatch:
-        """Pack rows of (has a picture, its questions and answers); those with a picture come first."""
+    def pack(
+        self,
+        rows: list[tuple[bool, list[tuple[str, str]]]],
+        features: Tensor,
+        draws: np.random.Generator | None = None,
+    ) -> QuestionBatch:
+        """Pack rows of (has a picture, its questions and answers); those with a picture come first.
+
+        With ``draws`` there are random gaps in the position ids, one between the conversation's start and a picture,
+        one before every question. An LLM that has read texts of all lengths does not care how far back things are.
+        """
         encoded = iter(self.encode([pair for _, pairs in rows for pair in pairs]))
         packed = []
         for has_image, pairs in rows:
             prefix = self.prefixes[has_image]
-            ids, positions, segments = list(prefix), list(range(len(prefix))), [0] * len(prefix)
+            start = prefix.index(self.image_token) if has_image else len(prefix)
+            late = draws.integers(_GAP + 1) if draws is not None else 0
+            positions = [place + late * (place >= start) for place in range(len(prefix))]
+            ids, segments = list(prefix), [0] * len(prefix)
             targets = [_IGNORED] * len(prefix)
             for segment in range(1, len(pairs) + 1):
                 question, answer = next(encoded)
                 length = len(question) + len(answer)
                 ids += question + answer
-                positions += range(len(prefix), len(prefix) + length)
+                first = len(prefix) + late + (draws.integers(_GAP + 1) if draws is not None else 0)
+                positions += range(first, first + length)
                 segments += [segment] * length
                 targets += [_IGNORED] * (len(question) - 1) + answer + [_IGNORED]
             packed.append((ids, positions, segments, targets))
@@ -140,10 +156,13 @@ def make_batch(step: int, packer: Packer, pool: PicturePool, config: TrainingCon
     """The batch of a step: first rows that ask for letters, later pictures with questions and a description each."""
     letter_steps = int(_LETTER_STEPS * config.steps)
     make = letter_batch if step < letter_steps else question_batch
-    return make(step if step < letter_steps else step - letter_steps, packer, pool, config.batch_size)
+    draws = np.random.default_rng(step) if step >= _GAPS_AFTER * config.steps else None
+    return make(step if step < letter_steps else step - letter_steps, packer, pool, config.batch_size, draws)
 
 
-def letter_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) -> QuestionBatch:
+def letter_batch(
+    step: int, packer: Packer, pool: PicturePool, batch_size: int, draws: np.random.Generator | None
+) -> QuestionBatch:
     """``batch_size`` rows of questions without their pictures; answered is which letters options have."""
     rows = []
     for number in range(step * batch_size, (step + 1) * batch_size):
@@ -152,11 +171,13 @@ def letter_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) 
         problems = list(islice(asked, _QUESTIONS_A_TEXT_ROW // 2))
         problems += [text_problem(first + other, "train") for other in range(_QUESTIONS_A_TEXT_ROW - len(problems))]
         rows.append((False, [(ask(problem), _name_letters(problem, number)) for problem in problems]))
-    batch = packer.pack(rows, pool.features[:0].float())
+    batch = packer.pack(rows, pool.features[:0].float(), draws)
     return replace(batch, targets=batch.targets.where(torch.isin(batch.targets, batch.letters), _IGNORED))
 
 
-def question_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int) -> QuestionBatch:
+def question_batch(
+    step: int, packer: Packer, pool: PicturePool, batch_size: int, draws: np.random.Generator | None
+) -> QuestionBatch:
     """``batch_size`` pictures with questions and a description each, and rows of questions that need no picture."""
     count = len(pool.scenes)
     rows, chosen = [], []
@@ -170,7 +191,7 @@ def question_batch(step: int, packer: Packer, pool: PicturePool, batch_size: int
         first = row * _QUESTIONS_A_TEXT_ROW
         problems = (text_problem(index, "train") for index in range(first, first + _QUESTIONS_A_TEXT_ROW))
         rows.append((False, list(map(_conversation, problems))))
-    return packer.pack(rows, pool.features[chosen].float())
+    return packer.pack(rows, pool.features[chosen].float(), draws)
 
 
 def _name_letters(problem: Problem, number: int) -> str:
