@@ -119,7 +119,7 @@ def complete(config: BootstrapConfig) -> BootstrapConfig:
     if config.teacher == "mini" and stage != "mini":
         recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
-            recipe["data"] = "mini:diagrams"
+            recipe |= dict(data="mini:diagrams", steps=220)
     if config.steps is not None or config.epochs is not None:
         recipe.pop("steps", None)
         recipe.pop("epochs", None)
