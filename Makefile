@@ -1,4 +1,5 @@
-# make quickstart   bootstrap a student from the mini CLIP, offline, in minutes
+# make quickstart   bootstrap a student, align it, ask the mini LLaVA through all towers: offline, in minutes
+# make demo         chat with it: CLIP and the student side by side, in a browser
 # make test         lint, then all tests
 # make test-llava   tests inside the original llava package, in an overlay of its own beside the environment
 # All set everything up from nothing: a virtual environment in .venv with the package and its tools.
@@ -12,10 +13,16 @@ OVERLAY := .llava-overlay
 OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.15.1 huggingface-hub==0.23.4 \
 	accelerate==0.21.0 numpy==1.26.4 einops shortuuid
 
-.PHONY: quickstart test test-llava lint clean
+.PHONY: quickstart demo test test-llava lint clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python scripts/bootstrap_clip.py --resume
+	$(VENV)/bin/python scripts/bootstrap_clip.py --stage scienceqa --init-from runs/quickstart --align set+readout \
+		--steps 80 --output runs/quickstart_aligned --resume
+	$(VENV)/bin/python eval/scienceqa.py
+
+demo: $(INSTALLED)
+	$(VENV)/bin/python demo/chat.py
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2
