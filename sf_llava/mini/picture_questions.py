@@ -44,14 +44,18 @@ def picture_drafts(scene: Scene, draws: Draws) -> Iterator[Draft]:
 
 
 def describe(scene: Scene) -> str:
-    """What the picture shows in one or two sentences; training only, LLaVA's first stage in miniature."""
+    """What the picture shows, in the words of solutions; training only, LLaVA's first stage in miniature."""
+    sentences = []
     if scene.kind == "chart":
-        return " ".join(f"The {bar.colour} bar is {NUMBERS[bar.value]}." for bar in scene.objects)
+        ordered = sorted(scene.objects, key=lambda bar: bar.value)
+        named = {"first": scene.objects[0], "last": scene.objects[-1], "shortest": ordered[0], "tallest": ordered[-1]}
+        sentences += [f"The {name} bar is {bar.colour}." for name, bar in named.items()]
+        sentences += [f"The {bar.colour} bar is {NUMBERS[bar.value]}." for bar in scene.objects]
     regions = [thing for thing in scene.objects if thing.shape == "region"]
-    sentences = [f"The {_place(region)} is {region.colour}." for region in regions]
-    for thing in scene.objects[len(regions) :]:
+    sentences += [f"The {_place(region)} is {region.colour}." for region in regions]
+    for thing in _drawn(scene):
         where = f"in the {_place(regions[thing.region])}" if regions else f"at the {_corner(thing) or 'middle'}"
-        sentences.append(f"A {thing.size} {thing.colour} {thing.shape} is {where}.")
+        sentences += [f"The {thing.shape} is {how}." for how in (thing.colour, thing.size, where)]
     if scene.arrow is not None:
         source, target = (scene.objects[index] for index in scene.arrow)
         sentences.append(f"An arrow points from the {source.shape} to the {target.shape}.")
