@@ -12,6 +12,8 @@ is kept.
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Load once, then serve until interrupted."""
     arguments = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder of uploads is removed then too
     with tempfile.TemporaryDirectory(prefix="sf_llava_") as folder:
         prepare(folder)
         from examples import write_examples
