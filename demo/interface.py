@@ -36,8 +36,11 @@ HEAD = (
 )
 HERE = Path(__file__).parent
 
-# On a phone the settings would lie over the chat: they start closed there.
-_CLOSE_SETTINGS = "() => { if (innerWidth < 769) document.querySelector('#settings.open .toggle-button')?.click() }"
+# On a phone the settings would lie over the chat: they start closed there. The message box has no name of its own.
+_PREPARE_PAGE = """() => {
+    if (innerWidth < 769) document.querySelector('#settings.open .toggle-button')?.click()
+    document.querySelector('#message textarea')?.setAttribute('aria-label', 'Message')
+}"""
 
 Outputs = tuple[Any, Any, Any, Any]  # message box, chat, focus, record
 
@@ -261,6 +264,6 @@ def launch(blocks: gr.Blocks, host: str, port: int | None, **options: Any) -> No
         max_file_size=MAX_BYTES,
         theme=theme,
         css_paths=HERE / "style.css",
-        js=_CLOSE_SETTINGS,
+        js=_PREPARE_PAGE,
         **options,
     )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import save_images, save_tiny_clip
 
 from sf_llava.bootstrap.config import BootstrapConfig, complete
-from sf_llava.bootstrap.run import bootstrap
+from sf_llava.bootstrap.run import bootstrap, make_accelerator
 from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.teachers import load_teacher
 
@@ -251,6 +251,11 @@ def test_no_space_left_keeps_what_is_written(world, tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-0000002", "step-0000004"]
     monkeypatch.setattr(Accelerator, "save_state", original)
     assert bootstrap(BootstrapConfig(**settings(world, tmp_path, resume=True)))["val_cosine"] > 0
+
+
+def test_one_process_bootstraps_in_one_precision_after_another():
+    used = [make_accelerator(BootstrapConfig(device="cpu", dtype=dtype)) for dtype in ("fp32", "bf16", "fp32")]
+    assert [accelerator.mixed_precision for accelerator in used] == ["no", "bf16", "no"]
 
 
 @pytest.fixture(scope="module")

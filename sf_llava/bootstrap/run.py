@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from sf_llava import files
 from sf_llava.benchmark.report import environment
@@ -111,6 +112,7 @@ def make_accelerator(config: BootstrapConfig) -> Accelerator:
         precision = "fp32"
     if precision == "fp16" and cpu:
         raise ValueError("--dtype fp16 does not train on a CPU; use bf16 or fp32")
+    AcceleratorState._reset_state()  # a process may bootstrap several times, each time with a precision of its own
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
 
 

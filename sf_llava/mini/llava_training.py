@@ -39,7 +39,7 @@ _LETTER_STEPS = 1 / 6  # share of the steps that only ask for letters
 _LETTERS_A_QUESTION = 4
 _DESCRIBE = "Describe the picture."
 _IGNORED = -100
-_LETTER_WEIGHT = 4.0  # of an answer's letter in the loss
+_LAST_WEIGHT = 4.0  # in the loss, of a sentence's last word: what was seen, or the letter; the others are its form
 _PREVIOUS, _PREVIOUS_WEIGHT = 4, 0.3
 _GAPS_AFTER = 0.44  # share of the steps after which positions have gaps
 _GAP = 64  # the largest
@@ -59,6 +59,7 @@ class QuestionBatch:
         segments: (B, L) int64: 0 the prefix, 1 .. a row's questions, -1 padding.
         targets: (B, L) int64, the next token where it belongs to an answer, -100 elsewhere.
         letters: (5,) int64, the ids of A .. E.
+        stops: (2,) int64, the ids of the tokens that end a sentence.
     """
 
     features: Tensor
@@ -67,6 +68,7 @@ class QuestionBatch:
     segments: Tensor
     targets: Tensor
     letters: Tensor
+    stops: Tensor
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Packer:
     def __init__(self, processor: LlavaProcessor) -> None:
         self.tokenizer = processor.tokenizer
         self.letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS)))
+        self.stops = torch.tensor(self.tokenizer.convert_tokens_to_ids([".", ". The answer is"]))
         self.image_token = processor.image_token_id
         self.prefixes = {}
         for has_image in (True, False):
@@ -149,7 +152,7 @@ class Packer:
             torch.tensor([row + [filler] * (length - len(row)) for row in column])
             for column, filler in zip(zip(*packed, strict=True), fillers, strict=True)
         ]
-        return QuestionBatch(features, *columns, self.letters)
+        return QuestionBatch(features, *columns, self.letters, self.stops)
 
 
 def make_batch(step: int, packer: Packer, pool: PicturePool, config: TrainingConfig) -> QuestionBatch:
@@ -224,8 +227,8 @@ def build_head(model: LlavaForConditionalGeneration) -> nn.Module:
 
 
 def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch: QuestionBatch) -> dict[str, Tensor]:
-    """``answer``: mean negative log-likelihood of the answers' tokens, letters weighted higher. ``previous``: the
-    head's, over the tokens before in the same question. ``loss``: their weighted sum.
+    """``answer``: mean negative log-likelihood of the answers' tokens, last words of sentences weighted higher.
+    ``previous``: the head's, over the tokens before in the same question. ``loss``: their weighted sum.
     """
     length = batch.input_ids.shape[1]
     keys, queries = batch.segments[:, None, :], batch.segments[:, :, None]
@@ -250,8 +253,10 @@ def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch
         logits = model.lm_head(states.last_hidden_state[asked])
         inside = batch.segments > 0
         named = head(states.hidden_states[1][inside])  # [tokens, 4, V]
-    weights = torch.ones(logits.shape[1]).index_fill_(0, batch.letters, _LETTER_WEIGHT)
-    answer = F.cross_entropy(logits.float(), batch.targets[asked], weights)
+    last = torch.isin(batch.targets.roll(-1, dims=1), batch.stops)[asked]
+    weights = torch.where(last, _LAST_WEIGHT, 1.0)
+    each = F.cross_entropy(logits.float(), batch.targets[asked], reduction="none")
+    answer = (each * weights).sum() / weights.sum()
     previous = F.cross_entropy(named.float().flatten(0, 1), before[inside].flatten())
     return {"loss": answer + _PREVIOUS_WEIGHT * previous, "answer": answer, "previous": previous}
 
