@@ -254,8 +254,8 @@ def test_no_space_left_keeps_what_is_written(world, tmp_path, monkeypatch):
 
 
 def test_one_process_bootstraps_in_one_precision_after_another():
-    used = [make_accelerator(BootstrapConfig(device="cpu", dtype=dtype)) for dtype in ("fp32", "bf16", "fp32")]
-    assert [accelerator.mixed_precision for accelerator in used] == ["no", "bf16", "no"]
+    for dtype, precision in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
+        assert make_accelerator(BootstrapConfig(device="cpu", dtype=dtype)).mixed_precision == precision
 
 
 @pytest.fixture(scope="module")
