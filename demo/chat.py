@@ -2,6 +2,8 @@
 
     python demo/chat.py
         the embedded default, offline: the mini LLaVA, and the student of make quickstart beside it if there is one
+    python demo/chat.py --encoder runs/sf-16 runs/sf-32
+        encoders of different sizes; their latents are chosen in the sidebar
     python demo/chat.py --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --conversation llava_v1 --load-in-4bit
         any LLaVA, in transformers' or the original format, and an encoder bootstrapped from its CLIP
@@ -21,14 +23,20 @@ from typing import Any
 from sf_llava import cli
 
 MINI = "mini"
-QUICKSTART = Path("runs/quickstart")
+QUICKSTART = (Path("runs/quickstart_aligned"), Path("runs/quickstart"))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MINI, metavar="NAME", help="LLaVA: a directory or a hub name (%(default)s)")
-    parser.add_argument("--encoder", metavar="DIR", help="SparseFormer or its run (mini: the quickstart's)")
+    parser.add_argument(
+        "--encoder",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="SparseFormer or its run (mini: the quickstart's); several with different latents can be chosen from",
+    )
     parser.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
     parser.add_argument("--conversation", choices=["llava_v1", "vicuna_v1"], help="default: the model's own")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
@@ -79,9 +87,9 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
-    model_path, encoder, hint = arguments.model, arguments.encoder, ""
+    model_path, encoders, hint = arguments.model, arguments.encoder, ""
     if mini := arguments.model == MINI:
-        model_path, encoder, hint = choose_mini(encoder)
+        model_path, encoders, hint = choose_mini(encoders)
     placement: dict[str, Any] = {"device_map": {"": choose_device(arguments.device)}}
     if arguments.bits:
         from sf_llava.plugin.quantisation import quantisation_config
@@ -90,12 +98,12 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     model, processor = load_llava(model_path, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
     if arguments.conversation:
         processor.chat_template = chat_template(arguments.conversation)
-    engine = Engine(model, processor, encoder)
+    engine = Engine(model, processor, encoders)
     return engine, describe(arguments, engine, hint), mini
 
 
-def choose_mini(encoder: str | None) -> tuple[Path, str | None, str]:
-    """Find the embedded LLaVA, and the quickstart's student unless another encoder is named; what to say about it."""
+def choose_mini(encoders: list[str]) -> tuple[Path, list[str], str]:
+    """Find the embedded LLaVA, and the quickstart's student unless encoders are named; what to say about it."""
     from sf_llava.mini import MINI_LLAVA_DIR
 
     if not (MINI_LLAVA_DIR / "model.safetensors").is_file():
@@ -104,11 +112,11 @@ def choose_mini(encoder: str | None) -> tuple[Path, str | None, str]:
             "--model runs/mini_llava/llava; or name another --model"
         )
     hint = "It is tiny and knows only drawn shapes, maps and charts, in the examples' words, one question at a time."
-    if encoder is None and (QUICKSTART / "encoder").is_dir():
-        encoder = str(QUICKSTART)
-    if encoder is None:
-        hint += f" CLIP answers alone: there is no student in `{QUICKSTART}`; `make quickstart` trains one in minutes."
-    return MINI_LLAVA_DIR, encoder, hint
+    if not encoders:
+        encoders = [str(run) for run in QUICKSTART if (run / "encoder").is_dir()][:1]
+    if not encoders:
+        hint += f" CLIP answers alone: no student in `{QUICKSTART[-1]}`; `make quickstart` trains one in minutes."
+    return MINI_LLAVA_DIR, encoders, hint
 
 
 def describe(arguments: argparse.Namespace, engine: Any, hint: str) -> str:

@@ -28,6 +28,7 @@ class Answer:
         prefill_ms: the LLM reads the prompt, milliseconds.
         num_tokens: generated so far.
         decode_seconds: spent on all but the first of them.
+        latents: of the SparseFormer that answers, where there are several; None: the first.
     """
 
     tower: str
@@ -40,6 +41,7 @@ class Answer:
     prefill_ms: float = 0.0
     num_tokens: int = 0
     decode_seconds: float = 0.0
+    latents: int | None = None
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -19,7 +19,7 @@ from uploads import Picture, RefusedError
 
 from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.model import SparseFormerModel
-from sf_llava.plugin import restore, swap
+from sf_llava.plugin import Swap, restore, swap
 from sf_llava.visualize import pictures_from_pixels
 
 MAX_LETTERS = 20_000  # of a question; the context's bound is counted in tokens
@@ -35,6 +35,7 @@ class View:
         square: the square view that the tower saw.
         rois: (I + 1, N, 4) on the CPU; None for CLIP.
         points: (N, P, 2) on the CPU; None for CLIP.
+        focus: HTML that shows them, once somebody has drawn it.
     """
 
     features: Tensor
@@ -42,6 +43,7 @@ class View:
     square: Image.Image
     rois: Tensor | None = None
     points: Tensor | None = None
+    focus: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,29 +60,34 @@ class Engine:
     Args:
         model: a loaded LLaVA in eval mode.
         processor: its processor, with a chat template.
-        encoder: a SparseFormer, or where one lies; None for CLIP alone.
+        encoders: SparseFormers of different numbers of latents, or where they lie; none for CLIP alone.
 
     Raises:
-        ValueError: the encoder does not fit this LLaVA.
+        ValueError: an encoder does not fit this LLaVA, or two have as many latents.
     """
 
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
         processor: LlavaProcessor,
-        encoder: SparseFormerModel | str | Path | None = None,
+        encoders: Sequence[SparseFormerModel | str | Path] = (),
     ) -> None:
         self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
         if processor.chat_template is None:
             raise ValueError("the model's processor has no chat template: name one with --conversation (llava_v1)")
         projector = next(model.model.multi_modal_projector.parameters())
-        if isinstance(encoder, (str, Path)):
-            encoder = load_encoder(encoder, dtype=projector.dtype)
-        self.encoder = encoder
+        self.encoders: dict[int, SparseFormerModel] = {}  # by the number of latents
+        for encoder in encoders:
+            if isinstance(encoder, (str, Path)):
+                encoder = load_encoder(encoder, dtype=projector.dtype)
+            latents = encoder.config.num_latents
+            if latents in self.encoders:
+                raise ValueError(f"two encoders have {latents} latents: name one for every number to choose from")
+            self.encoders[latents] = encoder
         self.device, self.dtype = projector.device, projector.dtype
         self.context = model.config.text_config.max_position_embeddings
-        self.towers = [CLIP] if encoder is None else [SPARSEFORMER, CLIP]
-        self._swapped = None
+        self.towers = [SPARSEFORMER, CLIP] if self.encoders else [CLIP]
+        self._placed: tuple[SparseFormerModel, Swap] | None = None
         self._lock = threading.Lock()
         ends = model.generation_config.eos_token_id
         self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -90,28 +97,30 @@ class Engine:
     def _warm_up(self) -> None:
         """Run every part once, so that the first person's times are not those of a start."""
         grey = Image.new("RGB", (64, 64), "grey")
-        for tower in self.towers:
+        for answer in [*(Answer(SPARSEFORMER, latents=latents) for latents in self.encoders), Answer(CLIP)]:
             picture = Picture(grey, "grey", "")
-            for _ in self.answer(Answer(tower), [Turn("?", [picture])], Sampling(max_new_tokens=2)):
+            for _ in self.answer(answer, [Turn("?", [picture])], Sampling(max_new_tokens=2)):
                 pass
 
-    def see(self, tower: str, picture: Picture) -> tuple[View, bool]:
-        """What ``tower`` makes of a picture, and whether it was known already."""
-        if tower in picture.views:
-            return picture.views[tower], True
+    def see(self, tower: str, picture: Picture, latents: int | None = None) -> tuple[View, bool]:
+        """What ``tower`` (with so many latents) makes of a picture, and whether it was known already."""
+        encoder = self._encoder(tower, latents)
+        key = tower if encoder is None else encoder.config.num_latents
+        if key in picture.views:
+            return picture.views[key], True
         with self._lock, torch.inference_mode():
-            self._put(tower)
+            self._put(encoder)
             images = self.processor.image_processor
             pixels = images(picture.image, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-            wanted = {"output_sampling_points": True} if tower == SPARSEFORMER else {}
+            wanted = {"output_sampling_points": True} if encoder is not None else {}
             start = self._now()
             output = self.model.get_image_features(pixels, **wanted)
             milliseconds = 1e3 * (self._now() - start)
         (square,) = pictures_from_pixels(pixels, images.image_mean, images.image_std)
         view = View(output.pooler_output[0], milliseconds, square)
-        if tower == SPARSEFORMER:
+        if encoder is not None:
             view.rois, view.points = output.rois[0].cpu(), output.sampling_points[0].cpu()
-        picture.views[tower] = view
+        picture.views[key] = view
         return view, False
 
     def prompt(self, turns: Sequence[Turn], tower: str, visual_tokens: Sequence[int]) -> list[int]:
@@ -149,7 +158,7 @@ class Engine:
         tower = answer.tower
         views = []
         for picture in (picture for turn in turns for picture in turn.pictures):
-            view, known = self.see(tower, picture)
+            view, known = self.see(tower, picture, answer.latents)
             views.append(view)
             answer.reused += known
             answer.encoder_ms += 0 if known else view.milliseconds
@@ -183,7 +192,7 @@ class Engine:
         tokens, cache, new = torch.tensor([ids], device=self.device), None, []
         while True:
             with self._lock, torch.inference_mode():
-                self._put(answer.tower)
+                self._put(self._encoder(answer.tower, answer.latents))
                 start = self._now()
                 output = self.model(
                     input_ids=tokens,
@@ -221,13 +230,19 @@ class Engine:
             return int(logits.argmax())
         return int(torch.multinomial((logits / temperature).softmax(dim=-1), 1))
 
-    def _put(self, tower: str) -> None:
-        """Have ``tower`` in place; without pictures either will do."""
-        if tower == SPARSEFORMER and self._swapped is None:
-            self._swapped = swap(self.model, self.processor, self.encoder)
-        elif tower == CLIP and self._swapped is not None:
-            restore(self._swapped)
-            self._swapped = None
+    def _encoder(self, tower: str, latents: int | None) -> SparseFormerModel | None:
+        """The SparseFormer that a tower's name and a number of latents mean; None: the original tower."""
+        if tower != SPARSEFORMER:
+            return None
+        return next(iter(self.encoders.values())) if latents is None else self.encoders[latents]
+
+    def _put(self, encoder: SparseFormerModel | None) -> None:
+        """Have ``encoder`` in place, or the original tower."""
+        if self._placed is not None and self._placed[0] is not encoder:
+            restore(self._placed[1])
+            self._placed = None
+        if self._placed is None and encoder is not None:
+            self._placed = encoder, swap(self.model, self.processor, encoder)
 
     def _now(self) -> float:
         """Seconds, when the device has done what it was asked."""

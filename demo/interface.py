@@ -25,7 +25,7 @@ from conversation import (
 from engine import Engine, Sampling
 from examples import Example
 from sessions import Sessions
-from uploads import MAX_BYTES, Picture, RefusedError, accept
+from uploads import MAX_BYTES, RefusedError, accept
 
 REFRESH = 0.08  # seconds between two updates of the page while an answer grows
 DEFAULT_QUESTION = "Describe the picture."
@@ -64,6 +64,7 @@ class Chat:
         whole: bool,
         temperature: float,
         length: float,
+        latents: int | None,
         request: gr.Request,
     ) -> Iterator[Outputs]:
         """Take a message with pictures into the conversation and answer it."""
@@ -74,10 +75,10 @@ class Chat:
         if turn.refused:  # the text comes back to be sent again
             yield self._show(conversation, text=turn.question)
             return
-        yield from self._answer(conversation, mode, whole, Sampling(temperature, int(length)))
+        yield from self._answer(conversation, mode, latents, whole, Sampling(temperature, int(length)))
 
     def retry(
-        self, mode: str, whole: bool, temperature: float, length: float, request: gr.Request
+        self, mode: str, whole: bool, temperature: float, length: float, latents: int | None, request: gr.Request
     ) -> Iterator[Outputs]:
         """Answer the last question once more, with the settings as they are now."""
         conversation = self.sessions.open(request.session_hash)
@@ -85,7 +86,7 @@ class Chat:
         if not conversation.turns or conversation.turns[-1].refused:
             yield self._show(conversation)
             return
-        yield from self._answer(conversation, mode, whole, Sampling(temperature, int(length)))
+        yield from self._answer(conversation, mode, latents, whole, Sampling(temperature, int(length)))
 
     def stop(self, request: gr.Request) -> None:
         """End the answer that is being written."""
@@ -128,11 +129,14 @@ class Chat:
             turn.notes.append(f"This small model has never seen {words}; the examples show what it knows.")
         return turn
 
-    def _answer(self, conversation: Conversation, mode: str, whole: bool, sampling: Sampling) -> Iterator[Outputs]:
+    def _answer(
+        self, conversation: Conversation, mode: str, latents: int | None, whole: bool, sampling: Sampling
+    ) -> Iterator[Outputs]:
         """Let every tower of the mode answer the last turn, showing how the answers grow."""
         turn = conversation.turns[-1]
         turns = prompt_turns(conversation.turns, whole)
-        turn.answers = {tower: Answer(tower) for tower in towers_for(mode, self.engine.towers, turns)}
+        towers = towers_for(mode, self.engine.towers, turns)
+        turn.answers = {tower: Answer(tower, latents=latents if tower == SPARSEFORMER else None) for tower in towers}
         yield self._show(conversation, busy=True)
         steps = (step for answer in turn.answers.values() for step in self.engine.answer(answer, turns, sampling))
         shown = 0.0
@@ -165,11 +169,14 @@ class Chat:
 
 
 def _focus(conversation: Conversation, draw: bool) -> str:
-    """The RoIs of the picture that was sent last; it is drawn after the first word, which does not wait for it."""
-    seen: list[Picture] = [picture for picture in conversation.pictures if SPARSEFORMER in picture.views]
-    if seen and draw and not seen[-1].focus:
-        seen[-1].focus = pages.focus(seen[-1], seen[-1].views[SPARSEFORMER])
-    return next((picture.focus for picture in reversed(seen) if picture.focus), pages.NO_FOCUS)
+    """The RoIs of the picture that was sent last; they are drawn after the first word, which does not wait for them."""
+    answers = [turn.answers[SPARSEFORMER] for turn in conversation.turns if SPARSEFORMER in turn.answers]
+    latents = answers[-1].latents if answers else None
+    seen = [(picture, picture.views[latents]) for picture in conversation.pictures if latents in picture.views]
+    if seen and draw and not seen[-1][1].focus:
+        picture, view = seen[-1]
+        view.focus = pages.focus(picture, view)
+    return next((view.focus for _, view in reversed(seen) if view.focus), pages.NO_FOCUS)
 
 
 def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) -> gr.Blocks:
@@ -188,6 +195,14 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
         with gr.Sidebar(label="Settings", elem_id="settings"):
             gr.Markdown("## Settings")
             mode = gr.Radio(modes, value=modes[0][1], label="Who answers", elem_id="mode")
+            counts = list(engine.encoders)
+            latents = gr.Radio(
+                [(str(count), count) for count in counts],
+                value=next(iter(counts), None),
+                label="Latents of the SparseFormer",
+                elem_id="latents",
+                visible=len(counts) > 1,
+            )
             with gr.Group():
                 temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0: always the likeliest word")
                 tokens = min(256, chat.longest // 2)
@@ -228,7 +243,7 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
         record = gr.JSON(visible=False)
 
         shown = [box, transcript, focus, record]
-        settings = [mode, earlier, temperature, length]
+        settings = [mode, earlier, temperature, length, latents]
         running = dict(concurrency_id="model", concurrency_limit=1, show_progress="minimal")
         asking = box.submit(chat.ask, [box, *settings], shown, api_name="ask", **running)
         retrying = again.click(chat.retry, settings, shown, api_name="retry", **running)

@@ -36,16 +36,14 @@ class Picture:
         name: what the person called it, shortened.
         thumbnail: of the picture, as a data URI.
         note: what was changed on the way in, a sentence; perhaps empty.
-        views: what each tower saw in it, filled when it is first asked about.
-        focus: where the SparseFormer looked, as HTML, once it is drawn.
+        views: what each tower saw in it, filled when it is first asked about; a SparseFormer's by its latents.
     """
 
     image: Image.Image
     name: str
     thumbnail: str
     note: str = ""
-    views: dict[str, Any] = field(default_factory=dict)
-    focus: str = ""
+    views: dict[str | int, Any] = field(default_factory=dict)
 
 
 def accept(path: str | Path) -> Picture:

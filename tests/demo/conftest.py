@@ -36,25 +36,26 @@ def llava_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder_dir(tmp_path_factory) -> Path:
-    """Directory of a random SparseFormer that fits the mini CLIP."""
+def encoder_dirs(tmp_path_factory) -> list[Path]:
+    """Directories of two random SparseFormers that fit the mini CLIP, with 16 and 24 latents."""
     from sf_llava.configuration import preset
     from sf_llava.model import SparseFormerModel
 
     torch.manual_seed(1)
-    directory = tmp_path_factory.mktemp("encoder")
-    SparseFormerModel(preset("sf-mini")).save_pretrained(directory)
-    return directory
+    directories = [tmp_path_factory.mktemp(f"encoder-{latents}") for latents in (16, 24)]
+    for directory, latents in zip(directories, (16, 24), strict=True):
+        SparseFormerModel(preset("sf-mini", num_latents=latents)).save_pretrained(directory)
+    return directories
 
 
 @pytest.fixture(scope="session")
-def engine(llava_dir, encoder_dir):
-    """The demo's engine on both."""
+def engine(llava_dir, encoder_dirs):
+    """The demo's engine on all of them."""
     from engine import Engine
 
     from sf_llava.checkpoints.llava import load_llava
 
-    return Engine(*load_llava(llava_dir), encoder_dir)
+    return Engine(*load_llava(llava_dir), encoder_dirs)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,15 @@ def expected(engine, path: Path, questions, tower=CLIP, length=8) -> list[str]:
     return [turn.answers[tower].text for turn in turns]
 
 
+def test_the_number_of_latents_can_be_chosen(connect, picture_files):
+    message = {"text": "Which is larger?", "files": [gradio_client.handle_file(picture_files[0])]}
+    client = connect()
+    for latents in (24, 16):
+        result = client.predict(message, SPARSEFORMER, False, 0, 8, latents, api_name="/ask")
+        assert result[RECORD]["answers"][SPARSEFORMER]["visual_tokens"] == latents
+        assert f"{latents} latents" in result[2]
+
+
 def test_answers_stream_word_by_word_through_both_towers(connect, picture_files):
     job = send(connect(), QUESTIONS[0], picture_files[:1], length=200)
     job.result(timeout=90)

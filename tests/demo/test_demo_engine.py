@@ -29,11 +29,9 @@ def pictures(picture_files):
 
 def generate(engine, tower, turns, num_tokens):
     """The model's own ``generate`` on the processor's own prompt, the tower swapped for it alone."""
-    engine._put(CLIP)
-    swapped = swap(engine.model, engine.processor, engine.encoder) if tower == SPARSEFORMER else None
-    prompt = engine.processor.apply_chat_template(
-        as_messages(turns, tower), add_generation_prompt=True, tokenize=False
-    )
+    engine._put(None)
+    swapped = swap(engine.model, engine.processor, engine.encoders[16]) if tower == SPARSEFORMER else None
+    prompt = engine.processor.apply_chat_template(as_messages(turns, tower), add_generation_prompt=True, tokenize=False)
     inputs = encode_prompts(engine.processor, [prompt], [[p.image for turn in turns for p in turn.pictures]])
     output = engine.model.generate(**inputs, max_new_tokens=num_tokens, do_sample=False)
     if swapped:
@@ -135,7 +133,26 @@ def test_an_encoder_that_does_not_fit_is_refused(llava_dir):
     from sf_llava.model import SparseFormerModel
 
     with pytest.raises(ValueError, match="takes 128 channels"):
-        Engine(*load_llava(llava_dir), SparseFormerModel(preset("sf-mini", hidden_size=64, num_hidden_layers=1)))
+        Engine(*load_llava(llava_dir), [SparseFormerModel(preset("sf-mini", hidden_size=64, num_hidden_layers=1))])
+
+
+def test_two_encoders_with_as_many_latents_are_refused(llava_dir, encoder_dirs):
+    from sf_llava.checkpoints.llava import load_llava
+
+    with pytest.raises(ValueError, match="two encoders have 16 latents"):
+        Engine(*load_llava(llava_dir), encoder_dirs[:1] * 2)
+
+
+def test_every_number_of_latents_has_views_of_its_own(engine, pictures):
+    turns = [Turn(QUESTION, pictures[:1])]
+    answers = [Answer(SPARSEFORMER, latents=latents) for latents in (16, 24, 16)]
+    for answer in answers:
+        for _ in engine.answer(answer, turns, Sampling(0.0, 12)):
+            pass
+    assert [answer.visual_tokens for answer in answers] == [16, 24, 16]
+    assert [answer.reused for answer in answers] == [0, 0, 1]
+    assert answers[0].text == answers[2].text != answers[1].text
+    assert engine.see(SPARSEFORMER, pictures[0], 24)[0].rois.shape[1] == 24
 
 
 def test_without_a_picture_the_language_model_answers_alone(engine):
