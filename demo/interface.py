@@ -24,7 +24,7 @@ from conversation import (
 )
 from engine import Engine, Sampling
 from examples import Example
-from sessions import Sessions
+from sessions import MAX_SESSIONS, Sessions
 from uploads import MAX_BYTES, RefusedError, accept
 
 REFRESH = 0.08  # seconds between two updates of the page while an answer grows
@@ -277,6 +277,7 @@ def launch(blocks: gr.Blocks, host: str, port: int | None, **options: Any) -> No
         enable_monitoring=False,
         ssr_mode=False,
         max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_SESSIONS,  # gradio would remember ten thousand pages, closed ones too
         theme=theme,
         css_paths=HERE / "style.css",
         js=_PREPARE_PAGE,

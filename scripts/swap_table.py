@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="candidates, as for bootstrap_clip.py --align (%(default)s)",
     )
     parser.add_argument("--questions", type=int, default=6400, help="half of them have an image (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of the bootstrap (default: its recipe)")
+    parser.add_argument("--steps", type=int, default=450, help="of the bootstrap (%(default)s)")
     parser.add_argument("--continued-steps", type=int, default=220, help="of the continuation (%(default)s)")
     parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
     parser.add_argument("--output", default="runs/swap_table", metavar="DIR", help="(%(default)s)")

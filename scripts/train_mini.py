@@ -5,7 +5,7 @@
     python scripts/train_mini.py cifar10 --train train.parquet --validation validation.parquet --output runs/cifar10
         about an hour on one core; about 75 % zero-shot on the validation photographs
     python scripts/train_mini.py llava
-        the shipped LLaVA around the shipped CLIP, on questions in ScienceQA's form; about 45 minutes on one free core
+        the shipped LLaVA around the shipped CLIP, on questions in ScienceQA's form; about two hours on one free core
 
 All write OUTPUT/clip or OUTPUT/llava (an ordinary model directory with tokenizer and processor), OUTPUT/results.json,
 OUTPUT/log.jsonl and OUTPUT/checkpoint.pt. The same command continues a run that was interrupted.
@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     cifar10.add_argument("--train", required=True, metavar="FILE.parquet", help="labelled training images")
     cifar10.add_argument("--validation", metavar="FILE.parquet", help="labelled images to measure accuracy on")
     llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
-    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 3400, 12)):
+    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 8000, 12)):
         output = f"runs/mini_{sub.prog.split()[-1]}"
         sub.add_argument("--output", type=Path, default=Path(output), help=f"run directory (default {output})")
         sub.add_argument("--seed", type=int, default=0, help="initial weights, captions, augmentation (default 0)")

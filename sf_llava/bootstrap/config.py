@@ -87,7 +87,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mini": dict(
         data="mini:both",
         val_data="mini",
-        steps=450,
+        steps=360,
         warmup_steps=25,
         batch_size=128,
         lr=2e-3,

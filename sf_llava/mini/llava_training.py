@@ -5,11 +5,12 @@ alone. Several questions share their picture in one row: each attends to the pic
 it has when it is asked alone, so the loss is that of single-question conversations.
 
 Finding the letter of an option takes two steps, and a small LLM that is only asked for answers sees no reason to take
-the first: it describes pictures well long before it names letters. So the first sixth of the training asks for
-letters alone, and a linear head, thrown away at the end, asks the tokens after the first layer for the four before.
+the first: it describes pictures well long before it names letters. So the training starts with asking for letters
+alone, and a linear head, thrown away at the end, asks the tokens after the first layer for the four before. Later,
+kinds of questions that are learned slowly come first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,19 +30,20 @@ from .clip_model import normalise
 from .clip_training import TrainingConfig, train
 from .llava_model import IMAGE_TOKENS, build_llava, build_processor, build_tokenizer, fit_projector, save_llava
 from .picture_questions import describe
-from .questions import draw_picture, picture_problems, text_problem
+from .questions import draw_picture, kind_of, picture_problems, text_problem
 
-RECIPE = TrainingConfig(steps=3400, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
+RECIPE = TrainingConfig(steps=8000, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
 POOL = 24_000  # pictures
 _QUESTIONS_A_PICTURE = 5
 _TEXT_ROWS, _QUESTIONS_A_TEXT_ROW = 6, 6
-_LETTER_STEPS = 1 / 6  # share of the steps that only ask for letters
+_SLOW = {"where", "relation", "arrow", "marker", "shape", "count", "owner"}  # kinds learned last, preferred
+_LETTER_STEPS = 0.07  # share of the steps that only ask for letters
 _LETTERS_A_QUESTION = 4
 _DESCRIBE = "Describe the picture."
 _IGNORED = -100
 _LAST_WEIGHT = 4.0  # in the loss, of a sentence's last word: what was seen, or the letter; the others are its form
 _PREVIOUS, _PREVIOUS_WEIGHT = 4, 0.3
-_GAPS_AFTER = 0.44  # share of the steps after which positions have gaps
+_GAPS_AFTER = 0.19  # share of the steps after which positions have gaps
 _GAP = 64  # the largest
 _PLACE = "QUESTION"
 
@@ -187,14 +189,19 @@ def question_batch(
     for number in range(step * batch_size, (step + 1) * batch_size):
         index, visit = number % count, number // count
         scene = pool.scenes[index]
-        problems = islice(picture_problems(scene, index, "train", visit), _QUESTIONS_A_PICTURE)
+        problems = _prefer_slow(picture_problems(scene, index, "train", visit), _QUESTIONS_A_PICTURE)
         rows.append((True, [(_DESCRIBE, describe(scene)), *map(_conversation, problems)]))
         chosen.append(index)
     for row in range(step * _TEXT_ROWS, (step + 1) * _TEXT_ROWS):
-        first = row * _QUESTIONS_A_TEXT_ROW
-        problems = (text_problem(index, "train") for index in range(first, first + _QUESTIONS_A_TEXT_ROW))
+        drawn = range(2 * row * _QUESTIONS_A_TEXT_ROW, 2 * (row + 1) * _QUESTIONS_A_TEXT_ROW)
+        problems = _prefer_slow((text_problem(index, "train") for index in drawn), _QUESTIONS_A_TEXT_ROW)
         rows.append((False, list(map(_conversation, problems))))
     return packer.pack(rows, pool.features[chosen].float(), draws)
+
+
+def _prefer_slow(problems: Iterable[Problem], count: int) -> list[Problem]:
+    """``count`` of the problems, those of slow kinds first."""
+    return sorted(problems, key=lambda problem: kind_of(problem.id) not in _SLOW)[:count]
 
 
 def _name_letters(problem: Problem, number: int) -> str:

@@ -16,6 +16,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 RELATIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}
 COMPASS = ("north", "south", "west", "east", "northwest", "northeast", "southwest", "southeast")
+_UNCLEAR = 0.1  # nearer to a middle line than this, a corner is no clear answer
 _ONE_SHAPE_COUNTED = 0.6  # share of single shapes whose number is asked, so that "one" is no more frequent than others
 
 
@@ -83,7 +84,7 @@ def _unique(things: Sequence[DrawnObject], attribute: str) -> list[DrawnObject]:
 def _corner(thing: DrawnObject) -> str | None:
     """The corner of the picture it lies in, None near a middle line."""
     x, y = thing.center
-    if abs(x - 0.5) < 0.06 or abs(y - 0.5) < 0.06:
+    if min(abs(x - 0.5), abs(y - 0.5)) < _UNCLEAR:
         return None
     return f"{'top' if y < 0.5 else 'bottom'}-{'left' if x < 0.5 else 'right'}"
 

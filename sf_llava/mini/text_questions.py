@@ -40,7 +40,7 @@ def _owner(draws: Draws) -> Draft:
     name, colour, thing = draws.choice(rows)
     question, solution, answer, choices = draws.choice(
         (
-            (f"Who has the {thing}?", f"The {colour} {thing} is with {name}.", name, names),
+            (f"Who has the {thing}?", f"The {thing} is with {name}.", name, names),
             (f"What is the colour of the {thing}?", f"The {thing} of {name} is {colour}.", colour, colours),
             (f"What does {name} have?", f"{name} has a {colour} {thing}.", thing, things),
         )

@@ -185,7 +185,7 @@ def test_hostile_uploads_get_an_answer_or_a_sentence(start, connect, tmp_path):
 def test_a_program_cannot_have_the_servers_own_files_read(served, llava_dir):
     file = {"path": str(llava_dir / "config.json"), "meta": {"_type": "gradio.FileData"}}
     url = f"{served.local_url}gradio_api/call/ask"
-    body = {"data": [{"text": "What is it?", "files": [file]}, "both", True, 0, 8]}
+    body = {"data": [{"text": "What is it?", "files": [file]}, "both", True, 0, 8, 16]}
     event = httpx.post(url, json=body, timeout=10).json()["event_id"]
     assert "event: error" in httpx.get(f"{url}/{event}", timeout=10).text
     assert httpx.get(f"{served.local_url}gradio_api/file={llava_dir / 'config.json'}", timeout=10).status_code == 403
