@@ -45,18 +45,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Train, ask, print, draw."""
     arguments = parse(argv)
+    if min(arguments.seeds, arguments.questions, *arguments.latents) < 1:
+        raise ValueError("--latents, --seeds and --questions must be at least 1")
 
     import transformers
 
     from sf_llava.benchmark.report import environment
     from sf_llava.bootstrap import swap_table
-    from sf_llava.bootstrap.config import BootstrapConfig
+    from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
     from sf_llava.checkpoints.llava import load_llava
     from sf_llava.evaluation.setup import choose_device
     from sf_llava.files import write_json
     from sf_llava.mini import MINI_LLAVA_DIR
     from sf_llava.plugin.towers import ORIGINAL, POOLED
 
+    for align in arguments.align:
+        parse_alignment(align)  # an unknown name is an error now, not after an hour
     transformers.utils.logging.disable_progress_bar()
     device = choose_device(arguments.device)
     model, processor = load_llava(MINI_LLAVA_DIR if arguments.model == "mini" else arguments.model)
@@ -65,6 +69,7 @@ def main(argv: list[str]) -> None:
         arguments.steps,
         arguments.continued_steps,
         Path(arguments.output),
+        arguments.model,
         model.to(device).eval(),
         processor,
         arguments.questions,

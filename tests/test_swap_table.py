@@ -1,5 +1,8 @@
 """The table of the swap: students trained once, answers kept, the LLaVA as it was."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,7 +24,7 @@ def series(tmp_path_factory):
     model = build_llava(tokenizer, width=64, layers=2).eval()
     common = BootstrapConfig(device="cpu", threads=1, batch_size=4, val_images=8)
     processor = build_processor(tokenizer, chat_template("vicuna_v1"))
-    return SwapSeries(common, 2, 1, tmp_path_factory.mktemp("swaps"), model, processor, 24)
+    return SwapSeries(common, 2, 1, tmp_path_factory.mktemp("swaps"), "mini", model, processor, 24)
 
 
 def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
@@ -47,6 +50,15 @@ def test_what_is_done_is_read_again(series, monkeypatch):
     first = series.ask(ORIGINAL)
     monkeypatch.setattr(swap_table, "answer_all", None)
     assert series.ask(ORIGINAL) == first
+
+
+def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(series):
+    series.ask(ORIGINAL)
+    other = replace(series, model=deepcopy(series.model))
+    other.model.lm_head.weight.data.mul_(2)
+    for different in (other, replace(series, questions=40), replace(series, steps=3)):
+        with pytest.raises(ValueError, match="original holds answers of other settings"):
+            different.ask(ORIGINAL)
 
 
 def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):

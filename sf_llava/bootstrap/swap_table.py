@@ -5,6 +5,7 @@ Every student's run and every set of answers has a directory of its own, so a ki
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.data.scienceqa import ScienceQA, open_scienceqa
 from sf_llava.evaluation.scienceqa import Answerer, Generation, answer_all
+from sf_llava.evaluation.store import digest_weights
 from sf_llava.metrics import scienceqa
 from sf_llava.plugin.towers import tower_in_place
 
@@ -54,6 +56,7 @@ class SwapSeries:
         steps: of the bootstrap; None for the recipe's.
         continued_steps: of the continuation.
         output: directory of all runs and answers.
+        llava: name of the LLaVA, which alignment with its LLM loads.
         model: the LLaVA, with its own tower; its weights are never changed.
         processor: its processor.
         questions: how many questions of a split are drawn; half of them have an image, and those are asked.
@@ -64,6 +67,7 @@ class SwapSeries:
     steps: int | None
     continued_steps: int
     output: Path
+    llava: str
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
     questions: int
@@ -76,6 +80,8 @@ class SwapSeries:
         if student.continued:
             start = self.train(replace(student, continued=False, align=None))
             stage = dict(stage="scienceqa", init_from=str(start), steps=self.continued_steps, align=student.align)
+            if "llm" in (student.align or ""):
+                stage["llava"] = self.llava
             bootstrap(replace(config, **stage))
         else:
             bootstrap(replace(config, stage="mini", steps=self.steps))
@@ -93,15 +99,28 @@ class SwapSeries:
             control: ``blind``, ``shuffled``, ``grey`` or None.
 
         Returns:
-            What :func:`sf_llava.metrics.scienceqa.score` returns.
+            What :func:`sf_llava.metrics.scienceqa.score` returns, and the settings.
+
+        Raises:
+            ValueError: ``output`` holds answers of other settings or another LLaVA.
         """
         key = student.key if isinstance(student, Student) else student
         name = "-".join(filter(None, (key, "placed" if placed else None, control)))
         folder = self.output / f"answers-{split}" / name
+        settings = {
+            "tower": key,
+            "split": split,
+            "placed": placed,
+            "drawn": self.questions,
+            "llava": self._weights,
+            "steps": [self.steps, self.continued_steps],
+        }
         if (folder / "score.json").exists():
-            return files.read_json(folder / "score.json")
+            known = files.read_json(folder / "score.json")
+            if known["settings"] != settings:
+                raise ValueError(f"{folder} holds answers of other settings: name another --output, or remove it")
+            return known
         data = self._open(split)
-        settings = {"tower": key, "split": split, "placed": placed, "questions": self.questions}
         tower = self.train(student) if isinstance(student, Student) else student
         with (
             tower_in_place(self.model, self.processor, tower) as num_patches,
@@ -117,7 +136,7 @@ class SwapSeries:
                 batch_size=self.batch_size,
                 progress=lambda problem, text: bar.update(),
             )
-        result = scienceqa.score(data.problems, texts)
+        result = scienceqa.score(data.problems, texts) | {"settings": settings}
         files.write_json(folder / "score.json", result)
         return result
 
@@ -127,6 +146,10 @@ class SwapSeries:
             return {candidates[0]: {}}
         scores = {align: self.ask(Student(num_latents, seed, True, align), "validation") for align in candidates}
         return dict(sorted(scores.items(), key=lambda item: -item[1]["image_accuracy"]))
+
+    @cached_property
+    def _weights(self) -> str:
+        return digest_weights(self.model)  # first asked for while its own tower is in place
 
     def _open(self, split: str) -> ScienceQA:
         data = open_scienceqa(f"mini:{self.questions}", split)
