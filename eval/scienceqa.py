@@ -74,11 +74,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--limit", type=int, metavar="N", help="ask N questions, drawn by --seed")
     run.add_argument("--seed", type=int, default=0, help="of --limit, shuffled images, sampling (%(default)s)")
     score = commands.add_parser("score", help="score predictions")
-    score.add_argument("--predictions", required=True, metavar="FILE")
+    score.add_argument(
+        "--predictions", required=True, metavar="FILE", help="JSON lines (question_id, text) or LLaVA's result file"
+    )
     score.add_argument("--json", metavar="OUT", help="write the score here")
     compare = commands.add_parser("compare", help="compare two predictions (or two files of score --json)")
-    compare.add_argument("first", metavar="A")
-    compare.add_argument("second", metavar="B")
+    compare.add_argument("first", metavar="A", help="predictions or a score")
+    compare.add_argument("second", metavar="B", help="the same of the other")
     compare.add_argument("--json", metavar="OUT", help="write the comparison here")
     for command in (run, score, compare):
         command.add_argument("--data", metavar="NAME", help="folder as published, parquet:PATH, hub:NAME or mini[:N]")
@@ -86,12 +88,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for command in (score, compare):
         command.add_argument("--problems", metavar="FILE", help="problems.json, in place of --data")
         command.add_argument("--splits", metavar="FILE", help="pid_splits.json, in place of --data")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.command == "run":
+        numbers = (arguments.max_new_tokens, arguments.batch_size, arguments.limit)
+        if arguments.temperature < 0 or any(number is not None and number < 1 for number in numbers):
+            parser.error("--batch-size, --limit and --max-new-tokens must be at least 1, --temperature at least 0")
+        arguments.model = arguments.model.rstrip("/")
+    arguments.data = arguments.data and arguments.data.rstrip("/")
+    return arguments
 
 
 def main(argv: list[str]) -> None:
     """Run, score or compare."""
-    arguments = parse(argv or ["run"])
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["run", *argv]
+    arguments = parse(argv)
     {"run": run, "score": score, "compare": compare}[arguments.command](arguments)
 
 
@@ -114,8 +125,12 @@ def compare(arguments: argparse.Namespace) -> None:
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
 
-    result = scienceqa.compare(*(score_file(file, arguments) for file in (arguments.first, arguments.second)))
+    first, second = (score_file(file, arguments) for file in (arguments.first, arguments.second))
+    result = scienceqa.compare(first, second)
     print_comparison("A - B", result)
+    if first["missing"] or second["missing"]:
+        counts = f"A left {first['missing']:,} and B {second['missing']:,} unanswered, which counts as wrong"
+        print(f"of {first['total']:,} questions {counts}")
     if arguments.json:
         write_json(arguments.json, result)
 
@@ -127,9 +142,11 @@ def score_file(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     try:
         saved = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, OSError):
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError):
         saved = None
-    if isinstance(saved, dict) and "answers" in saved:
+    if isinstance(saved, dict) and isinstance(saved.get("answers"), dict):
+        if "total" not in saved or not all(isinstance(answer, dict) for answer in saved["answers"].values()):
+            raise ValueError(f"{path} is no score of this program: expected what score --json writes")
         return saved
     if arguments.problems and arguments.splits:
         images = Path(arguments.problems).with_name("images")
@@ -187,7 +204,7 @@ def run(arguments: argparse.Namespace) -> None:
         for tower in towers:
             share = scienceqa.image_share(scores[tower]["image_accuracy"], scores["blind"]["image_accuracy"])
             results["image_share"][tower] = share
-            print(f"{tower}: the image earns {percent(share).strip()} of the score on image questions")
+            print(f"{tower}: the image earns {percent(share).strip()} % of the score on image questions")
     if data.name == MINI:
         print_kinds(scores)
     write_json(Path(arguments.output) / "results.json", results)
@@ -222,12 +239,12 @@ def choose_towers(arguments: argparse.Namespace) -> dict[str, str]:
         for encoder in encoders if tower == "swapped" else []:
             name = "swapped" if len(encoders) == 1 else f"swapped-{Path(encoder).name}"
             if name in towers:
-                raise ValueError(f"two encoders are called {Path(encoder).name}: rename one directory")
-            towers[name] = encoder
+                raise ValueError(f"two encoders are called {Path(encoder).name}: name their runs, or rename one")
+            towers[name] = str(Path(encoder))
             if arguments.positions_and_bias:
-                towers[name + PLACED] = encoder
+                towers[name + PLACED] = str(Path(encoder))
     if arguments.positions_and_bias and not any(name.endswith(PLACED) for name in towers):
-        raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR")
+        raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR, and no other --towers")
     return towers
 
 
@@ -285,6 +302,7 @@ def answer_and_score(
     from sf_llava.metrics import scienceqa
 
     settings = {name: getattr(arguments, name) for name in DECISIVE}
+    settings["llm_weights"] = digest_weights(answerer.model.lm_head)  # stands for the whole LLM
     if control != "blind":
         weights = digest_weights(answerer.model.model.vision_tower)
         settings |= {"tower": tower, "placed": answerer.num_patches is not None, "tower_weights": weights}

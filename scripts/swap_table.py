@@ -23,14 +23,14 @@ CONTROLS = ("blind", "shuffled", "grey")
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=int, nargs="+", default=[16, 32], metavar="N", help="(%(default)s)")
+    parser.add_argument("--latents", type=int, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
     parser.add_argument("--seeds", type=int, default=2, metavar="K", help="seeds of each student (%(default)s)")
     parser.add_argument(
         "--align",
         nargs="+",
         default=["set+readout", "set+llm", "set+readout+llm"],
         metavar="LOSSES",
-        help="candidates, as for bootstrap_clip.py --align (%(default)s)",
+        help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm, set+readout+llm)",
     )
     parser.add_argument("--questions", type=int, default=6400, help="half of them have an image (%(default)s)")
     parser.add_argument("--steps", type=int, default=450, help="of the bootstrap (%(default)s)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoProcessor,
     GenerationConfig,
@@ -85,9 +86,7 @@ def load_llava(
     """
     raw = _read_raw_config(path)
     if "mm_vision_tower" not in raw:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **placement
-        )
+        model, report = _read_model(path, dtype=dtype, **placement)
         _check_report(path, report)
         return model.eval(), AutoProcessor.from_pretrained(path, backend="pil")
     found = describe_tower(str(tower or raw["mm_vision_tower"]), str(path), raw.get("image_aspect_ratio") == "pad")
@@ -95,9 +94,7 @@ def load_llava(
     tokenizer = load_tokenizer(path, raw)
     template = chat_template(conversation, raw.get("mm_use_im_start_end", False))
     with _without_load_report():
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            path, config=config, key_mapping=_KEY_MAPPING, dtype=dtype, output_loading_info=True, **placement
-        )
+        model, report = _read_model(path, config=config, key_mapping=_KEY_MAPPING, dtype=dtype, **placement)
     _complete(model, path, config, found, report)
     _add_image_token(model, tokenizer)
     processor = LlavaProcessor(
@@ -109,6 +106,14 @@ def load_llava(
         chat_template=template,
     )
     return model.eval(), processor
+
+
+def _read_model(path: str | Path, **options: Any) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
+    """Read a model, and transformers' report on what was missing."""
+    try:
+        return LlavaForConditionalGeneration.from_pretrained(path, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"weights in {path} are truncated or broken ({error}): fetch them again") from error
 
 
 def convert_llava(

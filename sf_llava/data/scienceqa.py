@@ -49,6 +49,13 @@ class ScienceQA:
     problems: list[Problem]
     read_image: Callable[[Problem], Image.Image]
 
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for problem in self.problems:
+            if problem.id in seen:
+                raise ValueError(f"{self.name}: problem {problem.id} is in split {self.split} twice")
+            seen.add(problem.id)
+
     def load_image(self, problem: Problem) -> Image.Image:
         """Load the RGB picture of a problem that has one.
 
@@ -195,20 +202,28 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no predictions at {path}: expected JSON lines or LLaVA's result file")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text file: expected JSON lines or LLaVA's result file") from error
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:
         whole = None
     if isinstance(whole, dict) and isinstance(whole.get("outputs"), dict):
+        if strange := [id for id, answer in whole["outputs"].items() if not isinstance(answer, str)]:
+            raise ValueError(f"{path}: the output of {strange[0]} is no text")
         return {str(id): answer for id, answer in whole["outputs"].items()}
-    return dict(_read_line(line, f"{path}, line {number}") for number, line in enumerate(text.splitlines(), 1) if line)
+    lines = enumerate(text.split("\n"), 1)  # splitlines() would also cut at U+2028 inside an answer
+    return dict(_read_line(line, f"{path}, line {number}") for number, line in lines if line.strip())
 
 
 def _read_line(line: str, where: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
-        return str(entry["question_id"]), str(entry["text"])
+        if not isinstance(entry["text"], str):
+            raise TypeError("text is not a string")
+        return str(entry["question_id"]), entry["text"]
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{where} is no prediction with question_id and text: {error!r}") from error
 

@@ -182,7 +182,7 @@ def _merge(output: Path, problems: Sequence[Problem]) -> None:
     files = [file for file in (output / ANSWERS, *sorted(output.glob("answers.*.part.jsonl"))) if file.is_file()]
     lines = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
             lines.setdefault(json.loads(line)["question_id"], line)
     assert len(lines) == len(problems), "every question must have been answered exactly once"
     write_bytes(output / ANSWERS, "".join(f"{lines[problem.id]}\n" for problem in problems).encode())

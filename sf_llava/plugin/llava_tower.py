@@ -6,13 +6,13 @@ The package builds a tower from its name and arguments, asks it for ``hidden_siz
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor  # the package's own image processor, in its own version
 
+from sf_llava.checkpoints.encoder import find_encoder
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model import SparseFormerModel
 
@@ -23,7 +23,7 @@ class SparseFormerVisionTower(nn.Module):
     """The vision tower ``sparseformer:DIR`` of a LLaVA of the original package.
 
     Args:
-        vision_tower: ``sparseformer:DIR`` or ``DIR``, the directory of an encoder.
+        vision_tower: ``sparseformer:DIR`` or ``DIR``, the directory of an encoder or its run.
         args: the package's config or arguments: ``mm_vision_select_layer``, ``mm_vision_select_feature`` (``patch`` by
             default) and ``unfreeze_mm_vision_tower`` are read.
         delay_load: read only the config; :meth:`load_model` reads the weights.
@@ -33,13 +33,11 @@ class SparseFormerVisionTower(nn.Module):
         super().__init__()
         self.is_loaded = False
         self.vision_tower_name = vision_tower
-        self.directory = Path(vision_tower.removeprefix(PREFIX)).expanduser()
+        self.directory = find_encoder(vision_tower.removeprefix(PREFIX))
         self.select_layer = args.mm_vision_select_layer
         self.select_feature = getattr(args, "mm_vision_select_feature", "patch")
         if self.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"unknown mm_vision_select_feature {self.select_feature!r}; known: patch, cls_patch")
-        if not (self.directory / "config.json").is_file():
-            raise ValueError(f"no SparseFormer encoder at {self.directory}: expected config.json and model.safetensors")
         self._config = SparseFormerConfig.from_pretrained(self.directory)
         num_states = self._config.num_hidden_layers + 1
         if not -num_states <= self.select_layer < num_states:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from sf_llava.configuration import SparseFormerConfig
 from sf_llava.plugin.pooling import pooled
 from sf_llava.plugin.positions import count_patches
 from sf_llava.plugin.swapping import restore, swap
@@ -16,7 +17,7 @@ ORIGINAL, POOLED, SWAPPED = "original", "pooled", "swapped"
 @contextmanager
 def tower_in_place(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, tower: str | Path
-) -> Iterator[int]:
+) -> Iterator[int | None]:
     """Let a model look through another tower while the context is open.
 
     Args:
@@ -25,8 +26,16 @@ def tower_in_place(
         tower: ``ORIGINAL``, ``POOLED`` (averaged over 2 x 2 patches), or the directory of an encoder or its run.
 
     Returns:
-        Yields M, the patches of the model's own tower.
+        Yields M, the patches of the model's own tower; None where that is a SparseFormer.
+
+    Raises:
+        ValueError: an encoder that does not fit, or a model whose own tower is a SparseFormer already.
     """
+    if isinstance(model.config.vision_config, SparseFormerConfig):
+        if tower != ORIGINAL:
+            raise ValueError("this LLaVA has a SparseFormer for its own tower: it can only be asked through that one")
+        yield None
+        return
     num_patches = count_patches(model.config.vision_config)
     if tower == ORIGINAL:
         yield num_patches

@@ -65,5 +65,5 @@ def test_what_does_not_fit_is_one_clear_sentence(tmp_path, changes, sentence):
 
 
 def test_a_missing_encoder_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no SparseFormer encoder at .*nowhere"):
+    with pytest.raises(ValueError, match=r"no encoder at .*nowhere"):
         SparseFormerVisionTower(f"sparseformer:{tmp_path}/nowhere", arguments())

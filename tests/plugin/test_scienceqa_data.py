@@ -64,6 +64,34 @@ def test_three_forms_of_predictions_are_read(tmp_path):
     assert read_predictions(tmp_path / "one.jsonl") == {"1": "A"}
 
 
+def test_an_answer_may_hold_any_line_separator_of_unicode(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question_id": "1", "text": "A\u2028\u0085B"}\n', encoding="utf-8")
+    assert read_predictions(tmp_path / "a.jsonl") == {"1": "A\u2028\u0085B"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"outputs": {"7": 3}}', "the output of 7 is no text"),
+        (b'{"question_id": "1", "text": null}', "line 1 is no prediction with question_id and text"),
+        (b"\xff\xfe\x00", "is no text file"),
+    ],
+)
+def test_predictions_that_are_no_texts_are_refused(content, message, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.json.* {message}"):
+        read_predictions(tmp_path / "a.json")
+
+
+def test_a_problem_that_is_in_a_split_twice_is_named(tmp_path):
+    folder = write_scienceqa(tmp_path)
+    splits = json.loads((folder / "pid_splits.json").read_text())
+    splits["test"].append(splits["test"][0])
+    (folder / "pid_splits.json").write_text(json.dumps(splits))
+    with pytest.raises(ValueError, match=r"problem 100 is in split test twice"):
+        open_scienceqa(str(folder))
+
+
 def test_what_is_broken_is_one_clear_sentence(tmp_path):
     folder = write_scienceqa(tmp_path / "data")
     with pytest.raises(ValueError, match=r"unknown split 'val'; .* has train, test"):

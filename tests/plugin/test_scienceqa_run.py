@@ -1,13 +1,16 @@
 """eval/scienceqa.py: run, resume, several processes, controls, score, compare."""
 
+import dataclasses
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_llava import CHAT_TEMPLATE, make_encoder, make_llava, make_tokenizer
 from tiny_scienceqa import write_scienceqa
 from transformers import LlavaProcessor
@@ -15,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from sf_llava.data.scienceqa import open_scienceqa
 from sf_llava.evaluation.scienceqa import Answerer, Generation, answer_all
+from sf_llava.plugin import restore, swap
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "scienceqa.py"
 
@@ -136,6 +140,58 @@ def test_a_killed_run_continues_without_repeating_or_losing_an_answer(files, ans
     assert files_of[0] == files_of[1]
     assert answer_all(answerer, data, tmp_path / "killed", {}, batch_size=3) == whole and len(batches) == 3
     assert not list((tmp_path / "killed").glob("*.part.jsonl"))
+
+
+def test_a_question_may_hold_any_line_separator_of_unicode(files, answerer, tmp_path):
+    data = open_scienceqa(str(files / "data"))
+    first = dataclasses.replace(data.problems[0], hint="one\u2028two\u0085three")
+    data = dataclasses.replace(data, problems=[first, *data.problems[1:]])
+    assert answer_all(answerer, data, tmp_path, {}).keys() == {problem.id for problem in data.problems}
+    assert answer_all(answerer, data, tmp_path, {}).keys() == {problem.id for problem in data.problems}
+
+
+def test_answers_of_another_llm_are_refused(files, tmp_path):
+    shutil.copytree(files / "llava", tmp_path / "llava")
+    arguments = [*command(files, tmp_path / "out"), "--model", str(tmp_path / "llava"), "--controls", "blind"]
+    main(arguments)
+    other = make_llava()
+    torch.nn.init.zeros_(other.lm_head.weight)
+    other.save_pretrained(tmp_path / "llava")
+    with pytest.raises(ValueError, match=r"holds answers of other settings \(llm_weights was"):
+        main(arguments)
+
+
+def test_a_truncated_llava_is_one_clear_sentence(files, tmp_path):
+    shutil.copytree(files / "llava", tmp_path / "llava")
+    weights = tmp_path / "llava" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"weights in .*llava are truncated or broken"):
+        main([*command(files, tmp_path / "out"), "--model", str(tmp_path / "llava")])
+
+
+def test_a_saved_llava_with_our_tower_is_asked_through_it_alone(files, llava, processor, tmp_path):
+    swapped = swap(llava, processor, files / "encoder")
+    llava.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    restore(swapped)
+    arguments = [*command(files, tmp_path / "out"), "--model", str(tmp_path / "llava")]
+    with pytest.raises(ValueError, match="has a SparseFormer for its own tower"):
+        main(arguments)
+    main([*arguments, "--towers", "original", "--output", str(tmp_path / "alone")])
+    assert json.loads((tmp_path / "alone" / "original" / "score.json").read_text())["missing"] == 0
+
+
+@pytest.mark.parametrize("wrong", [["--limit", "-3"], ["--batch-size", "0"], ["--temperature", "-1"]])
+def test_numbers_out_of_range_are_usage_errors(wrong, files, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*command(files, tmp_path), *wrong])
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_what_is_no_score_is_not_taken_for_one(tmp_path):
+    (tmp_path / "a.json").write_text('{"answers": {"a": 1}}')
+    with pytest.raises(ValueError, match=r"a.json is no score of this program"):
+        main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
 
 
 def test_answers_of_other_settings_are_refused(files, answerer, tmp_path):
