@@ -76,20 +76,21 @@ def main(argv: list[str]) -> None:
     )
     validation = series.choose_alignment(arguments.align, arguments.latents[0], 0)
     chosen = next(iter(validation))
-    rows = [
-        {"name": name, "scores": [series.ask(tower)]}
-        for name, tower in (("teacher", ORIGINAL), ("teacher, pooled 2 x 2", POOLED))
+    rows: list[dict[str, Any]] = [
+        {"name": name, "short": short, "scores": [series.ask(tower)]}
+        for name, short, tower in (("teacher", "teacher", ORIGINAL), ("teacher, pooled 2 x 2", "pooled", POOLED))
     ]
     for count in arguments.latents:
-        for title, continued, align in (
-            ("bootstrapped (paper)", False, None),
-            ("+ continuation (paper)", True, None),
-            (f"+ continuation, {chosen}", True, chosen),
+        for title, short, continued, align in (
+            ("bootstrapped (paper)", f"{count}", False, None),
+            ("+ continuation (paper)", f"{count} cont.", True, None),
+            (f"+ continuation, {chosen}", f"{count} aligned", True, chosen),
         ):
             students = [swap_table.Student(count, seed, continued, align) for seed in range(arguments.seeds)]
             for placed in (False, True):
                 name = f"{count} latents {title}" + ", placed" * placed
-                rows.append({"name": name, "scores": [series.ask(student, placed=placed) for student in students]})
+                scores = [series.ask(student, placed=placed) for student in students]
+                rows.append({"name": name, "scores": scores} | ({} if placed else {"short": short}))
     best = swap_table.Student(arguments.latents[0], 0, True, chosen)
     for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):
         for control in CONTROLS if tower == ORIGINAL else CONTROLS[1:]:
@@ -129,7 +130,7 @@ def report(rows: list[dict[str, Any]], validation: dict[str, dict[str, Any]]) ->
         body.append([row["name"], each, f"{row['kept']:.1%}", "" if row is rows[0] else differences])
     title = f"mini LLaVA, {teacher['image_total']:,} held-out image questions, accuracy in %; LLM and projector frozen"
     print_table(title, ["tower", "each seed", "kept", "points from the teacher (95 %, paired), each seed"], body)
-    print_kinds({row["name"]: row["scores"][0] for row in rows})
+    print_kinds({row["short"]: row["scores"][0] for row in rows if "short" in row})
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
