@@ -148,7 +148,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(100 * rows[0]["image_accuracy"], color="#b04a3a", linewidth=1)
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="image questions answered correctly, % (dots: seeds; line: teacher's tower)")
+    axes.set(xlim=(0, 100), xlabel="% of image questions right (dots: seeds, line: teacher)")
     figure.savefig(path, dpi=100)
 
 
