@@ -1,4 +1,4 @@
-# make quickstart   bootstrap a student, align it, ask the mini LLaVA through all towers: offline, in minutes
+# make quickstart   bootstrap a student, then ask the mini LLaVA through all towers: offline, in minutes
 # make demo         chat with it: CLIP and the student side by side, in a browser
 # make test         lint, then all tests
 # make test-llava   tests inside the original llava package, in an overlay of its own beside the environment
@@ -17,9 +17,7 @@ OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python scripts/bootstrap_clip.py --resume
-	$(VENV)/bin/python scripts/bootstrap_clip.py --stage scienceqa --init-from runs/quickstart --align set+readout \
-		--steps 80 --output runs/quickstart_aligned --resume
-	$(VENV)/bin/python eval/scienceqa.py
+	$(VENV)/bin/python eval/scienceqa.py run --positions-and-bias
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python demo/chat.py

@@ -23,7 +23,7 @@ from typing import Any
 from sf_llava import cli
 
 MINI = "mini"
-QUICKSTART = (Path("runs/quickstart_aligned"), Path("runs/quickstart"))
+QUICKSTART = Path("runs/quickstart")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -113,9 +113,9 @@ def choose_mini(encoders: list[str]) -> tuple[Path, list[str], str]:
         )
     hint = "It is tiny and knows only drawn shapes, maps and charts, in the examples' words, one question at a time."
     if not encoders:
-        encoders = [str(run) for run in QUICKSTART if (run / "encoder").is_dir()][:1]
+        encoders = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
     if not encoders:
-        hint += f" CLIP answers alone: no student in `{QUICKSTART[-1]}`; `make quickstart` trains one in minutes."
+        hint += f" CLIP answers alone: no student in `{QUICKSTART}`; `make quickstart` trains one in minutes."
     return MINI_LLAVA_DIR, encoders, hint
 
 

@@ -2,7 +2,7 @@
 
     python eval/scienceqa.py
         the embedded default, offline: the mini LLaVA on 600 questions of the drawn world, with its own tower, with that
-        tower's tokens averaged 2 x 2, and with the students of make quickstart (--data mini:6000 asks more)
+        tower's tokens averaged 2 x 2, and with the student of make quickstart (run --data mini:6000 asks more)
     python eval/scienceqa.py run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
@@ -31,7 +31,7 @@ CONTROLS = ("blind", "shuffled", "grey")
 MINI = "mini"
 TOWERS = ("original", "pooled", "swapped")
 PLACED = "-placed"  # with positions and bias
-QUICKSTART = (Path("runs/quickstart"), Path("runs/quickstart_aligned"))
+QUICKSTART = Path("runs/quickstart")
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
 
@@ -212,13 +212,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def choose_mini(arguments: argparse.Namespace) -> None:
-    """Fill in what the embedded default needs: its questions, and the quickstart's students if there are any."""
+    """Fill in what the embedded default needs: its questions, and the quickstart's student if there is one."""
     arguments.data = arguments.data or MINI
     arguments.batch_size = arguments.batch_size or 64
     if arguments.encoder is None and (arguments.towers is None or "swapped" in arguments.towers):
-        arguments.encoder = [str(run) for run in QUICKSTART if (run / "encoder").is_dir()]
+        arguments.encoder = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
         if not arguments.encoder:
-            print(f"no student in {QUICKSTART[0]}, so the original tower alone: make quickstart trains one in minutes")
+            print(f"no student in {QUICKSTART}, so the original tower alone: make quickstart trains one in minutes")
     if arguments.towers is None:
         arguments.towers = ["original", "pooled", "swapped"] if arguments.encoder else ["original", "pooled"]
 
