@@ -141,6 +141,7 @@ def test_nothing_moves_while_the_answers_grow(open_page, picture_files):
     page = open_page()
     attach(page, picture_files[0])
     send(page, QUESTION)
+    page.wait_for_function("() => !document.querySelector('#message .thumbnail-item')", timeout=WAIT)  # it was taken
     places = set()
     while not page.locator("#chat .verdict:not(.open)").count():
         box = page.get_by_role("textbox", name="Message").bounding_box()
