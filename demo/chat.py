@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from memory import share_heaps
+
 from sf_llava import cli
 
 MINI = "mini"
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder of uploads is removed then too
     with tempfile.TemporaryDirectory(prefix="sf_llava_") as folder:
+        share_heaps()
         prepare(folder)
         from examples import write_examples
         from interface import build, launch

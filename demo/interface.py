@@ -24,6 +24,7 @@ from conversation import (
 )
 from engine import Engine, Sampling
 from examples import Example
+from memory import return_freed
 from sessions import MAX_SESSIONS, Sessions
 from uploads import MAX_BYTES, RefusedError, accept
 
@@ -250,7 +251,14 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
         box.stop(chat.stop, None, None, queue=False, api_name="stop")
         clear.click(chat.clear, None, shown, cancels=[asking, retrying], queue=False, api_name="clear")
         transcript.example_select(take_example, None, box, queue=False, api_visibility="private")
-        blocks.unload(chat.leave)
+
+        def leave(request: gr.Request) -> None:
+            chat.leave(request)
+            # gradio's own state of the page, about a megabyte, which it would keep until MAX_SESSIONS newer ones came
+            blocks.state_holder.session_data.pop(request.session_hash, None)
+            return_freed()
+
+        blocks.unload(leave)
     blocks.queue(max_size=64)
     blocks.sessions = sessions
     return blocks

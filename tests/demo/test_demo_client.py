@@ -154,8 +154,11 @@ def test_nothing_is_kept_of_a_page_that_was_closed(served, connect, picture_file
     client = connect()
     send(client, QUESTIONS[0], picture_files[3:4]).result(timeout=90)
     assert len(served.sessions) == 1 and list(served.uploads.rglob(picture_files[3].name))
+    remembered = served.state_holder.session_data
+    assert client.session_hash in remembered
     client.close()
     wait_for(lambda: len(served.sessions) == 0 and not list(served.uploads.rglob(picture_files[3].name)))
+    wait_for(lambda: client.session_hash not in remembered)
 
 
 def test_a_closed_page_stops_its_answer(served, engine, connect, picture_files):
