@@ -28,13 +28,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--align",
         nargs="+",
-        default=["set+readout", "set+llm", "set+readout+llm"],
+        default=["set+readout", "set+llm", "set+llm+placed"],
         metavar="LOSSES",
-        help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm, set+readout+llm)",
+        help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm, set+llm+placed)",
     )
     parser.add_argument("--questions", type=int, default=6400, help="half of them have an image (%(default)s)")
     parser.add_argument("--steps", type=int, default=450, help="of the bootstrap (%(default)s)")
-    parser.add_argument("--continued-steps", type=int, default=220, help="of the continuation (%(default)s)")
+    parser.add_argument(
+        "--continued-steps", type=int, help="of the continuations (the recipe's: 220, and 600 where a LLM is asked)"
+    )
     parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
     parser.add_argument("--output", default="runs/swap_table", metavar="DIR", help="(%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")

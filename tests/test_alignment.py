@@ -200,8 +200,9 @@ def test_alignments_are_written_out():
     assert parse_alignment("readout + set=0.5") == {"set": 0.5, "readout": 1.0}
     config = complete(BootstrapConfig(align="readout+set"))
     assert (config.align, config.align_layer) == ("set=0.3+readout=1", -2)
-    config = complete(BootstrapConfig(align="llm"))
-    assert (config.align, config.llava, config.questions, config.llm_batch_size) == ("llm=0.4", "mini", "mini:8000", 32)
+    config = complete(BootstrapConfig(align="placed+llm=2"))
+    assert (config.align, config.llava, config.llm_batch_size) == ("llm=2+placed=4", "mini", 32)
+    assert config.questions == "mini-described:80000"
     config = complete(BootstrapConfig(align="none"))
     assert (config.align, config.align_layer, config.llava) == (None, None, None)
 
@@ -218,7 +219,7 @@ def test_alignments_are_written_out():
         (dict(align="set", align_layer=-4), "the student's cortex has 2 blocks"),
         (dict(align_layer=-1), "--align-layer has no use without --align$"),
         (dict(align="set", llava="x"), "--llava has no use without --align llm"),
-        (dict(align="llm"), "--align llm needs --llava"),
+        (dict(align="llm"), "--align llm or placed needs --llava"),
         (dict(align="readout", micro_batch_size=1), "--micro-batch-size to 2 or more"),
     ],
 )

@@ -56,9 +56,21 @@ def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(s
     series.ask(ORIGINAL)
     other = replace(series, model=deepcopy(series.model))
     other.model.lm_head.weight.data.mul_(2)
-    for different in (other, replace(series, questions=40), replace(series, steps=3)):
+    for different in (other, replace(series, questions=40)):
         with pytest.raises(ValueError, match="original holds answers of other settings"):
             different.ask(ORIGINAL)
+    student = Student(16, 0, continued=True, align="set")
+    series.ask(student)
+    assert replace(series, steps=3).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
+    for different in (replace(series, steps=3), replace(series, continued_steps=None)):
+        with pytest.raises(ValueError, match="16-seed0-set holds answers of other settings"):
+            different.ask(student)
+
+
+def test_a_llm_is_asked_with_its_own_recipe(series):
+    first, second = replace(series, continued_steps=None).stages(Student(16, 1, continued=True, align="set+llm"))
+    assert (first.stage, first.steps, first.align) == ("mini", 2, None)
+    assert (second.steps, second.align, second.llava, second.num_tunable) == (600, "set=0.3+llm=4", "mini", 3)
 
 
 def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):

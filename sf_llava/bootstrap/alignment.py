@@ -7,6 +7,7 @@ fixed set of training images, so that no channel outweighs the others (a CLIP ha
     set      every latent is near some patch token, every salient patch token is near some latent
     readout  attention over the latents returns what attention over the patch tokens returns
     llm      a frozen LLM says the same next token behind either (llm_alignment.py)
+    placed   the same, with the latents at the positions of their RoIs and the attention bias
 
 Letters: B images, N latents, M patches, T tokens (CLS first), D width, Q queries.
 """
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
+from sf_llava.bootstrap.config import LLM_LOSSES, BootstrapConfig, parse_alignment
 from sf_llava.bootstrap.llm_alignment import LlmAlignment, load_llm
 from sf_llava.bootstrap.validation import resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
@@ -122,12 +123,13 @@ class Alignment:
     llm: LlmAlignment | None = None
 
     def __call__(
-        self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor], key: tuple[int, ...]
+        self, student: Tensor, rois: Tensor, teacher: Tensor, batch: Mapping[str, Tensor], key: tuple[int, ...]
     ) -> dict[str, Tensor]:
         """Compute every loss, unweighted.
 
         Args:
             student: (B, 1 + N, D) hidden state of the student.
+            rois: (B, N, 4) its last RoIs.
             teacher: (B, 1 + M, D) hidden state of the teacher.
             batch: ``index`` of the first images, about which nothing is asked, and ``questions`` of the others.
             key: of the random numbers.
@@ -143,7 +145,9 @@ class Alignment:
         if "readout" in self.weights:
             losses["readout"] = readout_loss(latents, patches, draw_queries(patches, generator_of(*key)))
         if self.llm is not None:
-            losses["llm"] = self.llm(student[count:], teacher[count:], batch["questions"].tolist())
+            names = [name for name in self.weights if name in LLM_LOSSES]
+            asked = batch["questions"].tolist()
+            losses |= self.llm(student[count:], teacher[count:], rois[count:], asked, names)
         return losses
 
     def standardise(self, tokens: Tensor) -> Tensor:
@@ -175,7 +179,7 @@ def make_alignment(
     if layer < -depth - 1:
         raise ValueError(f"--align-layer {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
     llm = None
-    if "llm" in weights:
+    if weights.keys() & LLM_LOSSES:
         attention, preprocessing = student.config._attn_implementation, images.transform.preprocessing
         llm = load_llm(config.llava, config.questions, teacher, layer, attention, preprocessing)
     return Alignment(weights, layer, *measure_tokens(teacher, images, layer), llm)

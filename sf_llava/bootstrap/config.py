@@ -44,8 +44,9 @@ class BootstrapConfig:
     # alignment of tokens, beyond the paper
     align: str | None = _flag(
         None,
-        "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), set, readout, llm, or a sum "
-        "with weights, set=0.3+readout=1 (these are the default weights; llm: 0.4). Bootstrap first, align after",
+        "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), set, readout, llm, placed "
+        "(llm, read with positions and bias), or a sum with weights, set=0.3+readout=1 (these are the default weights; "
+        "llm and placed: 4). Bootstrap first, align after",
     )
     align_layer: int | None = _flag(None, "hidden state that LLaVA reads, counted from the end; default: -2")
     llava: str | None = _flag(None, "LLaVA on this teacher, for --align llm: a directory, a hub name, mini")
@@ -101,8 +102,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 """The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
 and ScienceQA's learning rate, which the paper does not give."""
 
-ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "llm": 0.4}
-"""The losses that ``align`` knows, and their default weights."""
+MINI_LLM_RECIPE = dict(steps=600, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
+"""Changes of the mini world's ScienceQA stage where it asks a LLM: few pictures for the embedding, many questions, and
+every block tuned whose output LLaVA reads."""
+
+ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "llm": 4.0, "placed": 4.0}
+"""The losses that ``align`` knows, and their default weights. Those of the LLM are large because a divergence is a mean
+over all words of an answer, few of which depend on the picture."""
+
+LLM_LOSSES = {"llm", "placed"}
+"""Those of them that need a LLaVA and questions."""
 
 RUN_TIME_FIELDS = ("output", "resume", "device", "workers", "threads", "keep_checkpoints")
 """Fields that may differ between a run and its resumption."""
@@ -120,6 +129,8 @@ def complete(config: BootstrapConfig) -> BootstrapConfig:
         recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
             recipe |= dict(data="mini:diagrams", steps=220)
+        if stage == "scienceqa" and asks_llm(config.align):
+            recipe |= MINI_LLM_RECIPE
     if config.steps is not None or config.epochs is not None:
         recipe.pop("steps", None)
         recipe.pop("epochs", None)
@@ -157,10 +168,16 @@ def parse_alignment(text: str) -> dict[str, float]:
     return {name: weights[name] for name in ALIGNMENT_WEIGHTS if name in weights}
 
 
+def asks_llm(align: str | None) -> bool:
+    """Whether ``align`` asks a LLM."""
+    return align not in (None, "none") and bool(parse_alignment(align).keys() & LLM_LOSSES)
+
+
 def _complete_alignment(config: BootstrapConfig) -> BootstrapConfig:
     """Write the weights out and fill in what the asked losses need; without any, ``align`` is None."""
     weights = parse_alignment(config.align) if config.align not in (None, "none") else {}
-    idle = () if "llm" in weights else ("llava", "questions", "llm_batch_size")
+    asks = asks_llm(config.align)
+    idle = () if asks else ("llava", "questions", "llm_batch_size")
     for name in idle if weights else ("align_layer", *idle):
         if getattr(config, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} has no use without --align{' llm' if name in idle else ''}")
@@ -168,14 +185,16 @@ def _complete_alignment(config: BootstrapConfig) -> BootstrapConfig:
         return replace(config, align=None)
     config = replace(config, align="+".join(f"{name}={weight:g}" for name, weight in weights.items()))
     defaults = dict(align_layer=-2)
-    if "llm" in weights:
+    if asks:
         defaults |= dict(llm_batch_size=32)
-        defaults |= dict(llava="mini", questions="mini:8000") if config.teacher == "mini" else {}
+        defaults |= dict(llava="mini", questions="mini-described:80000") if config.teacher == "mini" else {}
     config = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
     if config.align_layer >= 0:
         raise ValueError(f"--align-layer must count from the end, as -2 does, not be {config.align_layer}")
-    if "llm" in weights and (config.llava is None or config.questions is None):
-        raise ValueError("--align llm needs --llava (a LLaVA on this teacher) and --questions (in ScienceQA's form)")
+    if asks and (config.llava is None or config.questions is None):
+        raise ValueError(
+            "--align llm or placed needs --llava (a LLaVA on this teacher) and --questions (in ScienceQA's form)"
+        )
     return config
 
 

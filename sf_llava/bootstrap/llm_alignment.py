@@ -1,4 +1,5 @@
-"""The alignment loss ``llm``: a frozen LLM must say the same next token behind the student's tokens as behind CLIP's.
+"""The alignment losses ``llm`` and ``placed``: a frozen LLM must say the same next token behind the student's tokens as
+behind CLIP's; with ``placed`` it reads the student's as ``sf_llava.plugin.positions`` lays them out.
 
 Questions come from the train split of data in ScienceQA's form, each with its own picture, worded as the evaluation
 words them. The answer that is forced on the LLM is the data's own text (lecture, solution, "The answer is X."). It is
@@ -9,7 +10,8 @@ Letters: K questions, T tokens of a picture, D width of the towers, W width of t
 all, V vocabulary.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,8 +28,10 @@ from sf_llava.data.scienceqa import ScienceQA, explain, open_scienceqa
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.evaluation.scienceqa import Answerer, Generation
 from sf_llava.mini import MINI_LLAVA_DIR
+from sf_llava.plugin.positions import arrange, count_positions, weigh_latents
 from sf_llava.teachers.base import Teacher
 
+ROWS_AT_ONCE = 16  # of like length: little padding, and attention scores that stay in a CPU's cache
 LARGEST_DIFFERENCE = 0.1  # of the tokens of the LLaVA's own tower to the teacher's, relative; bf16 stays far below
 
 
@@ -81,21 +85,29 @@ class LlmAlignment:
         self.answerer = Answerer(model, processor, Generation())
         self.with_cls = model.config.vision_feature_select_strategy == "full"
 
-    def __call__(self, student: Tensor, teacher: Tensor, indices: Sequence[int]) -> Tensor:
+    def __call__(
+        self, student: Tensor, teacher: Tensor, rois: Tensor, indices: Sequence[int], names: Collection[str]
+    ) -> dict[str, Tensor]:
         """Compute the mean over answer positions of KL(behind the teacher's tokens || behind the student's).
 
         Args:
             student: (K, 1 + N, D) hidden state of the student for the questions' pictures.
             teacher: (K, 1 + M, D) that of the teacher.
+            rois: (K, N, 4) the student's last RoIs.
             indices: which questions.
+            names: ``llm`` (the student's tokens as they come), ``placed`` (with positions and bias), or both.
 
         Returns:
-            Scalar, float32.
+            Scalars by name, float32.
         """
         conversations = [self.encode(index) for index in indices]
         with torch.no_grad():
             target = self.next_tokens(teacher, conversations)
-        return F.kl_div(self.next_tokens(student, conversations), target, reduction="batchmean", log_target=True)
+        losses = {}
+        for name in names:
+            said = self.next_tokens(student, conversations, rois if name == "placed" else None, teacher.shape[1] - 1)
+            losses[name] = F.kl_div(said, target, reduction="batchmean", log_target=True)
+        return losses
 
     def encode(self, index: int) -> Conversation:
         """Tokenise question ``index`` as the evaluation does, and its answer."""
@@ -105,24 +117,57 @@ class LlmAlignment:
         answer = processor.tokenizer(explain(problem), add_special_tokens=False).input_ids
         return Conversation(ids[:place], ids[place + 1 :], [*answer, processor.tokenizer.eos_token_id])
 
-    def next_tokens(self, tokens: Tensor, conversations: Sequence[Conversation]) -> Tensor:
-        """Give the LLM's log-probabilities (A, V), float32, of every answer token behind (K, 1 + T, D) image tokens."""
+    def next_tokens(
+        self,
+        states: Tensor,
+        conversations: Sequence[Conversation],
+        rois: Tensor | None = None,
+        num_patches: int = 0,
+    ) -> Tensor:
+        """Give the LLM's log-probabilities (A, V), float32, of every answer token.
+
+        Args:
+            states: (K, 1 + T, D) hidden state of a tower, CLS first.
+            conversations: K of them.
+            rois: (K, T, 4) for positions by RoI centre and the attention bias; None for tokens as they come.
+            num_patches: M, of the tower that the LLM was trained with; only with ``rois``.
+        """
+        places = None
+        if rois is not None:
+            tokens, places = arrange(states, rois, num_patches, self.with_cls)
+        else:
+            tokens = states if self.with_cls else states[:, 1:]
         words = self.model.get_input_embeddings()
-        tokens = tokens if self.with_cls else tokens[:, 1:]
         pictures = self.model.model.multi_modal_projector(tokens.to(words.weight.dtype))  # [K, T, W]
-        rows, asked = [], []
-        for picture, conversation in zip(pictures, conversations, strict=True):
-            before = torch.tensor(conversation.before, device=picture.device)
-            behind = torch.tensor([*conversation.behind, *conversation.answer[:-1]], device=picture.device)
-            rows.append(torch.cat([words(before), picture, words(behind)]))
-            length = len(rows[-1])
-            asked.append(range(length - len(conversation.answer), length))
+        order = sorted(range(len(conversations)), key=lambda k: sum(map(len, conversations[k])))
+        answers: list[Tensor | None] = [None] * len(conversations)
+        for begin in range(0, len(order), ROWS_AT_ONCE):
+            chosen = order[begin : begin + ROWS_AT_ONCE]
+            rows = []
+            for k in chosen:
+                before = torch.tensor(conversations[k].before, device=pictures.device)
+                behind = torch.tensor([*conversations[k].behind, *conversations[k].answer[:-1]], device=pictures.device)
+                rows.append(torch.cat([words(before), pictures[k], words(behind)]))
+            starts = [len(conversations[k].before) for k in chosen]
+            read = self._read(rows, starts, None if places is None else places[chosen], num_patches)
+            for k, row, hidden in zip(chosen, rows, read, strict=True):
+                answers[k] = hidden[len(row) - len(conversations[k].answer) : len(row)]
+        return self.model.lm_head(torch.cat(answers)).float().log_softmax(dim=-1)
+
+    def _read(self, rows: list[Tensor], starts: list[int], places: Tensor | None, num_patches: int) -> Tensor:
+        """Give the LLM's last hidden states (k, L, W) for rows of embeddings whose pictures begin at ``starts``."""
+        llm = self.model.model.language_model
         # Padded on the right, behind all that is read: causal attention needs no mask then.
-        states = self.model.model.language_model(
-            inputs_embeds=pad_sequence(rows, batch_first=True), use_cache=False
-        ).last_hidden_state  # [K, L, W]
-        answers = torch.cat([row[places.start : places.stop] for row, places in zip(states, asked, strict=True)])
-        return self.model.lm_head(answers).float().log_softmax(dim=-1)
+        embeds = pad_sequence(rows, batch_first=True)
+        if places is None:
+            return llm(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        count = places.shape[1]
+        token = torch.arange(embeds.shape[1]) - torch.tensor(starts)[:, None]  # [k, L], from the picture's first
+        image = ((token >= 0) & (token < count)).to(embeds.device)
+        positions = count_positions(image, torch.ones_like(image), places, num_patches + self.with_cls)
+        latents = image & (token >= self.with_cls).to(embeds.device)
+        with weigh_latents(self.model, latents, math.log(num_patches / (count - self.with_cls))):
+            return llm(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
 
 
 def load_llm(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava import files
-from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.config import BootstrapConfig, asks_llm, complete
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.data.scienceqa import ScienceQA, open_scienceqa
 from sf_llava.evaluation.scienceqa import Answerer, Generation, answer_all
@@ -54,7 +54,7 @@ class SwapSeries:
     Attributes:
         common: numbers that every bootstrap shares (device, dtype, threads).
         steps: of the bootstrap; None for the recipe's.
-        continued_steps: of the continuation.
+        continued_steps: of the continuation; None for the recipe's, which has more where a LLM is asked.
         output: directory of all runs and answers.
         llava: name of the LLaVA, which alignment with its LLM loads.
         model: the LLaVA, with its own tower; its weights are never changed.
@@ -65,7 +65,7 @@ class SwapSeries:
 
     common: BootstrapConfig
     steps: int | None
-    continued_steps: int
+    continued_steps: int | None
     output: Path
     llava: str
     model: LlavaForConditionalGeneration
@@ -75,17 +75,24 @@ class SwapSeries:
 
     def train(self, student: Student) -> Path:
         """Bootstrap a student (and what it continues), or find it done; return its run directory."""
-        run = self.output / "students" / student.key
-        config = replace(self.common, num_latents=student.num_latents, seed=student.seed, output=str(run), resume=True)
+        for stage in self.stages(student):
+            bootstrap(stage)
+        return Path(stage.output)
+
+    def stages(self, student: Student) -> list[BootstrapConfig]:
+        """The runs that make a student, in order."""
+        first = replace(student, continued=False, align=None)
+        config = replace(self.common, num_latents=student.num_latents, seed=student.seed, resume=True)
+        stages = [replace(config, stage="mini", steps=self.steps, output=self._run(first))]
         if student.continued:
-            start = self.train(replace(student, continued=False, align=None))
-            stage = dict(stage="scienceqa", init_from=str(start), steps=self.continued_steps, align=student.align)
-            if "llm" in (student.align or ""):
+            stage = dict(stage="scienceqa", steps=self.continued_steps, align=student.align)
+            if asks_llm(student.align):
                 stage["llava"] = self.llava
-            bootstrap(replace(config, **stage))
-        else:
-            bootstrap(replace(config, stage="mini", steps=self.steps))
-        return run
+            stages.append(replace(config, init_from=self._run(first), output=self._run(student), **stage))
+        return [complete(stage) for stage in stages]
+
+    def _run(self, student: Student) -> str:
+        return str(self.output / "students" / student.key)
 
     def ask(
         self, student: Student | str, split: str = "test", placed: bool = False, control: str | None = None
@@ -113,8 +120,9 @@ class SwapSeries:
             "placed": placed,
             "drawn": self.questions,
             "llava": self._weights,
-            "steps": [self.steps, self.continued_steps],
         }
+        if isinstance(student, Student):
+            settings["stages"] = [f"{stage.steps} steps, align {stage.align}" for stage in self.stages(student)]
         if (folder / "score.json").exists():
             known = files.read_json(folder / "score.json")
             if known["settings"] != settings:

@@ -204,7 +204,7 @@ class Trainer:
             output = self.student(student_pixels, output_hidden_states=(layer, -1))
             target, embeds = target[:count].float(), output.image_embeds[:count].float()
             key = (self.config.seed, self.step, micro_step, self.accelerator.process_index)
-            terms = self.alignment(output.hidden_states[layer], target_tokens, batch, key)
+            terms = self.alignment(output.hidden_states[layer], output.rois[:, -1], target_tokens, batch, key)
         loss = self._loss(embeds, target, batch["index"])
         for name, term in terms.items():
             loss = loss + self.alignment.weights[name] * term

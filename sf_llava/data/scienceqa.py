@@ -2,7 +2,8 @@
 
 A name is the folder of the published layout (``problems.json``, ``pid_splits.json``, ``images/SPLIT/ID/image.png``),
 ``parquet:PATH_OR_GLOB`` or ``hub:NAME`` (columns ``question``, ``choices``, ``answer``, ``image`` ...), or ``mini`` or
-``mini:N``: questions on the drawn world.
+``mini:N``: questions on the drawn world. ``mini-described:N`` is for training alone: there every second picture is to
+be described.
 """
 
 import json
@@ -26,7 +27,10 @@ VALID = "the folder that holds problems.json, pid_splits.json and images/, parqu
 
 @dataclass(frozen=True)
 class Problem:
-    """One multiple-choice question; ``answer`` is an index into ``choices``, ``grade`` 0 where it is not known."""
+    """One multiple-choice question; ``answer`` is an index into ``choices``, ``grade`` 0 where it is not known.
+
+    Without choices it is a request, and ``solution`` what there is to say; that cannot be scored.
+    """
 
     id: str
     question: str
@@ -72,10 +76,10 @@ def open_scienceqa(name: str, split: str = "test") -> ScienceQA:
         ValueError: unknown name or split, or files that do not hold what they should; the message says what.
     """
     kind, _, where = name.partition(":")
-    if kind == "mini":
+    if kind in ("mini", "mini-described"):
         from sf_llava.mini.questions import open_questions
 
-        return open_questions(split, where)
+        return open_questions(split, where, described=kind == "mini-described")
     if kind in ("parquet", "hub") and where:
         return _open_table(name, kind, where, split)
     path = Path(name).expanduser()
@@ -179,7 +183,9 @@ def _read_problem(id: str, raw: Mapping[str, Any], has_image: bool, name: str) -
 
 
 def ask(problem: Problem) -> str:
-    """Word a problem as LLaVA does (``QCM``): question, context, options."""
+    """Word a problem as LLaVA does (``QCM``): question, context, options; a request as it is."""
+    if not problem.choices:
+        return problem.question
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem.choices, strict=False))
     text = f"Question: {problem.question}\nContext: {problem.hint.strip() or 'N/A'}\nOptions: {options}\n"
     return text.replace("  ", " ").strip().replace("Question: ", "")
@@ -187,7 +193,8 @@ def ask(problem: Problem) -> str:
 
 def explain(problem: Problem) -> str:
     """Word the answer as LLaVA was trained to (``LEA``): lecture, solution, then the answer."""
-    text = f"{problem.lecture} {problem.solution} The answer is {LETTERS[problem.answer]}."
+    answer = f"The answer is {LETTERS[problem.answer]}." if problem.choices else ""
+    text = f"{problem.lecture} {problem.solution} {answer}"
     return text.replace("  ", " ").strip()
 
 

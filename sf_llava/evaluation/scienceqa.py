@@ -109,7 +109,7 @@ def answer_all(
         batch_size: questions generated together.
         rank, num_processes: this process's share.
         wait: waits for all processes.
-        progress: called after every answer.
+        progress: called with every answer of this process's share, those of an earlier run included.
 
     Raises:
         ValueError: ``output`` holds answers of other settings, or a picture cannot be read.
@@ -124,7 +124,12 @@ def answer_all(
     part = output / f"answers.{rank}.part.jsonl"
     with open(part, "a", encoding="utf-8") as file:
         for number, batch in enumerate(make_batches(problems, batch_size)):
-            if number % num_processes != rank or all(problem.id in done for problem in batch):
+            if number % num_processes != rank:
+                continue
+            for problem in batch:
+                if problem.id in done:
+                    progress(problem, done[problem.id])
+            if all(problem.id in done for problem in batch):
                 continue
             images = [pictures(problem) for problem in batch]
             prompts = [answerer.prompt(problem, bool(image)) for problem, image in zip(batch, images, strict=True)]

@@ -74,6 +74,8 @@ def score(questions: Sequence[Question], texts: Mapping[str, str]) -> dict[str, 
     """
     if not questions:
         raise ValueError("there is no question to score")
+    if request := next((question for question in questions if not question.choices), None):
+        raise ValueError(f"question {request.id} has no choices: these data are for training, not for scores")
     if not any(question.id in texts for question in questions):
         raise ValueError(
             f"none of the {len(texts)} predictions answers one of the {len(questions)} questions (ids like "

@@ -29,7 +29,7 @@ from .canvas import Scene
 from .clip_model import normalise
 from .clip_training import TrainingConfig, train
 from .llava_model import IMAGE_TOKENS, build_llava, build_processor, build_tokenizer, fit_projector, save_llava
-from .picture_questions import describe
+from .picture_questions import DESCRIBE, describe
 from .questions import draw_picture, kind_of, picture_problems, text_problem
 
 RECIPE = TrainingConfig(steps=8000, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
@@ -39,7 +39,6 @@ _TEXT_ROWS, _QUESTIONS_A_TEXT_ROW = 6, 6
 _SLOW = {"where", "relation", "arrow", "marker", "shape", "count", "owner"}  # kinds learned last, preferred
 _LETTER_STEPS = 0.07  # share of the steps that only ask for letters
 _LETTERS_A_QUESTION = 4
-_DESCRIBE = "Describe the picture."
 _IGNORED = -100
 _LAST_WEIGHT = 4.0  # in the loss, of a sentence's last word: what was seen, or the letter; the others are its form
 _PREVIOUS, _PREVIOUS_WEIGHT = 4, 0.3
@@ -190,7 +189,7 @@ def question_batch(
         index, visit = number % count, number // count
         scene = pool.scenes[index]
         problems = _prefer_slow(picture_problems(scene, index, "train", visit), _QUESTIONS_A_PICTURE)
-        rows.append((True, [(_DESCRIBE, describe(scene)), *map(_conversation, problems)]))
+        rows.append((True, [(DESCRIBE, describe(scene)), *map(_conversation, problems)]))
         chosen.append(index)
     for row in range(step * _TEXT_ROWS, (step + 1) * _TEXT_ROWS):
         drawn = range(2 * row * _QUESTIONS_A_TEXT_ROW, 2 * (row + 1) * _QUESTIONS_A_TEXT_ROW)
@@ -220,7 +219,7 @@ def sample_texts(count: int = 4000) -> list[str]:
     problems = [problem for index, scene in scenes.items() for problem in picture_problems(scene, index, "train")]
     problems += [text_problem(index, "train") for index in range(count)]
     texts = [text for problem in problems for text in _conversation(problem)]
-    return [*texts, *map(describe, scenes.values()), _DESCRIBE, "USER: ASSISTANT: The answer is"]
+    return [*texts, *map(describe, scenes.values()), DESCRIBE, "USER: ASSISTANT: The answer is"]
 
 
 def build_head(model: LlavaForConditionalGeneration) -> nn.Module:

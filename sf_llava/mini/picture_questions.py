@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .canvas import DrawnObject, Draws, Scene
 from .shapes import COLOUR_NAMES, SHAPES
 
+DESCRIBE = "Describe the picture."
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 RELATIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}

@@ -12,7 +12,7 @@ from PIL import Image
 from sf_llava.data.scienceqa import Problem, ScienceQA, ask
 
 from .canvas import Draws, Scene
-from .picture_questions import Draft, picture_drafts
+from .picture_questions import DESCRIBE, Draft, describe, picture_drafts
 from .text_questions import text_draft
 from .world import SPLITS, WORLD_SEED, draw_scene
 
@@ -54,8 +54,20 @@ def kind_of(id: str) -> str:
     return id.rsplit("-", 1)[1]
 
 
-def open_questions(split: str = "test", size: str | int = DEFAULT_SIZE, seed: int = WORLD_SEED) -> ScienceQA:
+def describe_picture(index: int, split: str, seed: int = WORLD_SEED) -> Problem:
+    """The request to describe a picture, and a description, in place of question ``index``."""
+    solution = describe(draw_picture(index, split, seed))
+    id = f"mini-{split}-{index}-described"
+    return Problem(id=id, question=DESCRIBE, choices=(), answer=-1, solution=solution, has_image=True)
+
+
+def open_questions(
+    split: str = "test", size: str | int = DEFAULT_SIZE, seed: int = WORLD_SEED, described: bool = False
+) -> ScienceQA:
     """The first ``size`` questions of a split (as text: empty for the default) and their pictures.
+
+    With ``described`` every second picture comes with the request to describe it; a description names everything that
+    a picture shows, a question one thing.
 
     Raises:
         ValueError: unknown split, or no number of questions.
@@ -65,7 +77,10 @@ def open_questions(split: str = "test", size: str | int = DEFAULT_SIZE, seed: in
     size = size or DEFAULT_SIZE
     if not str(size).isdecimal():
         raise ValueError(f"no data set 'mini:{size}': expected mini or mini:N with a number of questions")
-    problems = [draw_problem(index, split, seed) for index in range(int(size))]
+    problems = [
+        describe_picture(index, split, seed) if described and index % 4 == 0 else draw_problem(index, split, seed)
+        for index in range(int(size))
+    ]
 
     def read_image(problem: Problem) -> Image.Image:
         return Image.fromarray(draw_picture(int(problem.id.split("-")[2]), split, seed).image)

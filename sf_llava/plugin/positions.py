@@ -60,6 +60,26 @@ def find_patches(rois: Tensor, num_patches: int) -> Tensor:
     return cells[..., 1] * side + cells[..., 0]
 
 
+def arrange(states: Tensor, rois: Tensor, num_patches: int, with_cls: bool) -> tuple[Tensor, Tensor]:
+    """Put latents into raster order of the patches that their RoIs' centres fall on.
+
+    Args:
+        states: (I, 1 + N, D) hidden states, CLS first.
+        rois: (I, N, 4) corners as image fractions.
+        num_patches: M.
+        with_cls: whether the LLM reads CLS too.
+
+    Returns:
+        Tokens (I, T, D) in that order, and their places (I, T) int64 in the M patches, or in CLS and the M patches.
+    """
+    places, order = find_patches(rois, num_patches).sort(dim=1, stable=True)  # [I, N]
+    cls, latents = states.split([1, order.shape[1]], dim=1)
+    tokens = latents.take_along_dim(order[..., None], dim=1)  # [I, N, D]
+    if not with_cls:
+        return tokens, places
+    return torch.cat([cls, tokens], dim=1), torch.cat([torch.zeros_like(places[:, :1]), places + 1], dim=1)
+
+
 @torch.no_grad()
 def place_prompt(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], num_patches: int) -> PlacedPrompt:
     """Embed prompts with their latents in raster order, and give every token its position.
@@ -80,13 +100,8 @@ def place_prompt(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tens
     if not isinstance(layer, int):
         raise ValueError(f"positions by RoI centre need one vision_feature_layer, not {layer}")
     seen = encoder(inputs["pixel_values"], output_hidden_states=layer)
-    patches, order = find_patches(seen.rois[:, -1], num_patches).sort(dim=1, stable=True)  # [I, N]
-    cls, latents = seen.hidden_states[layer].split([1, order.shape[1]], dim=1)
-    tokens = latents.take_along_dim(order[..., None], dim=1)  # [I, N, D]
-    places = patches
-    if model.config.vision_feature_select_strategy == "full":
-        tokens = torch.cat([cls, tokens], dim=1)
-        places = torch.cat([torch.zeros_like(patches[:, :1]), patches + 1], dim=1)  # [I, T]
+    with_cls = model.config.vision_feature_select_strategy == "full"
+    tokens, places = arrange(seen.hidden_states[layer], seen.rois[:, -1], num_patches, with_cls)
     input_ids = inputs["input_ids"]
     embeds = model.get_input_embeddings()(input_ids)
     pictures = model.model.multi_modal_projector(tokens).to(embeds.device, embeds.dtype)
@@ -94,15 +109,15 @@ def place_prompt(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tens
     if image.sum() != places.numel():
         raise ValueError(f"the prompts hold {image.sum()} image tokens but the pictures give {places.numel()}")
     embeds = embeds.masked_scatter(image[..., None], pictures)
-    num_cls = places.shape[1] - order.shape[1]
-    positions = _count_positions(image, inputs["attention_mask"].bool(), places.to(image.device), num_patches + num_cls)
+    attended = inputs["attention_mask"].bool()
+    positions = count_positions(image, attended, places.to(image.device), num_patches + with_cls)
     latent = image.masked_scatter(
-        image, (torch.arange(places.shape[1]) >= num_cls).repeat(len(places)).to(image.device)
+        image, (torch.arange(places.shape[1]) >= with_cls).repeat(len(places)).to(image.device)
     )
     return PlacedPrompt(embeds, positions, latent)
 
 
-def _count_positions(image: Tensor, attended: Tensor, places: Tensor, taken: int) -> Tensor:
+def count_positions(image: Tensor, attended: Tensor, places: Tensor, taken: int) -> Tensor:
     """Count position ids (B, L): one a word, ``taken`` for a picture, whose tokens stand at ``places`` (I, T) in it."""
     rows, places = [], iter(places)
     for is_image, is_attended in zip(image.tolist(), attended.tolist(), strict=True):

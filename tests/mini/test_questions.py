@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from sf_llava.data.scienceqa import ask, open_scienceqa
-from sf_llava.metrics.scienceqa import GROUPS
+from sf_llava.data.scienceqa import ask, explain, open_scienceqa
+from sf_llava.metrics.scienceqa import GROUPS, score
 from sf_llava.mini.picture_questions import NUMBERS
 from sf_llava.mini.questions import draw_picture, draw_problem, kind_of, picture_problems, text_problem
 from sf_llava.mini.text_questions import OPPOSITES, WORD_CLASSES
@@ -159,3 +159,17 @@ def test_unknown_splits_and_sizes_are_refused():
         open_scienceqa("mini", "dev")
     with pytest.raises(ValueError, match="no data set 'mini:many': expected mini or mini:N"):
         open_scienceqa("mini:many")
+
+
+def test_every_second_picture_is_to_be_described_where_that_is_asked_for():
+    plain, described = (open_scienceqa(f"{name}:40", "train") for name in ("mini", "mini-described"))
+    requests = [problem for problem in described.problems if not problem.choices]
+    assert [problem.id for problem in requests] == [f"mini-train-{index}-described" for index in range(0, 40, 4)]
+    assert [p for p in described.problems if p.choices] == [p for i, p in enumerate(plain.problems) if i % 4]
+    for problem in requests:
+        assert ask(problem) == "Describe the picture." and explain(problem) == problem.solution.strip()
+        scene = draw_picture(int(problem.id.split("-")[2]), "train")
+        assert all(f"{thing.colour}." in problem.solution for thing in scene.objects)
+        assert np.array_equal(described.load_image(problem), scene.image)
+    with pytest.raises(ValueError, match="mini-train-0-described has no choices: these data are for training"):
+        score(described.problems, {problem.id: "A" for problem in described.problems})

@@ -1,6 +1,7 @@
 """The alignment loss on a frozen LLM: the evaluation's prompts, the plain model's distributions, nothing else moves."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -14,10 +15,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.llm_alignment import load_llm
 from sf_llava.bootstrap.run import bootstrap
+from sf_llava.bootstrap.student import make_student
 from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.checkpoints.llava import load_llava
 from sf_llava.data.scienceqa import explain, open_scienceqa
-from sf_llava.plugin import encode_prompts
+from sf_llava.plugin import encode_prompts, swap
+from sf_llava.plugin.positions import place_prompt, weigh_latents
 from sf_llava.teachers import load_teacher
 
 
@@ -61,6 +64,17 @@ def load(world, teacher, name="llava", layer=-2):
     return load_llm(str(world / name), str(world / "data"), teacher, layer, "eager", teacher.preprocessing)
 
 
+def say(llm, student, teacher, indices):
+    """The loss ``llm``."""
+    return llm(student, teacher, torch.zeros(len(student), student.shape[1] - 1, 4), indices, ["llm"])["llm"]
+
+
+def make_encoder(world):
+    """A student of the tiny CLIP with RoIs of its own."""
+    torch.manual_seed(0)
+    return make_student(BootstrapConfig(num_latents=5, device="cpu"), load_teacher(str(world / "clip"))).eval()
+
+
 @pytest.mark.parametrize("name", ["llava", "full"])
 def test_behind_the_teachers_tokens_the_llm_says_what_the_whole_model_says(world, teacher, name):
     llm = load(world, teacher, name)
@@ -83,18 +97,61 @@ def test_behind_the_teachers_tokens_the_llm_says_what_the_whole_model_says(world
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-4, rtol=1e-4)
 
 
+def test_many_questions_give_what_each_gives_alone(world, teacher, monkeypatch):
+    llm = load(world, teacher)
+    asked = [0, 3, 1, 2, 0]
+    states = torch.randn(5, 7, 32, generator=torch.Generator().manual_seed(0))
+    rois = torch.rand(5, 6, 4, generator=torch.Generator().manual_seed(1))
+    conversations = [llm.encode(index) for index in asked]
+    for places in (None, rois):
+        alone = [
+            llm.next_tokens(states[k : k + 1], [conversations[k]], None if places is None else places[k : k + 1], 16)
+            for k in range(5)
+        ]
+        for rows in (2, 16):
+            monkeypatch.setattr("sf_llava.bootstrap.llm_alignment.ROWS_AT_ONCE", rows)
+            found = llm.next_tokens(states, conversations, places, 16)
+            torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llava", "full"])
+def test_placed_tokens_are_read_as_generate_reads_them(world, teacher, name):
+    encoder = make_encoder(world)
+    llm = load(world, teacher, name)
+    model, processor = load_llava(world / name)
+    swap(model, processor, encoder)
+    pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in (0, 1)])
+    with torch.no_grad():
+        seen = encoder(pixels, output_hidden_states=-2)
+        found = llm.next_tokens(
+            seen.hidden_states[-2], [llm.encode(0), llm.encode(1)], seen.rois[:, -1], teacher.num_patches
+        )
+    expected = []
+    for index in (0, 1):
+        conversation = llm.encode(index)
+        image = [processor.image_token_id] * (encoder.config.num_latents + (name == "full"))
+        ids = torch.tensor([[*conversation.before, *image, *conversation.behind, *conversation.answer[:-1]]])
+        inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels[index : index + 1])
+        placed = place_prompt(model, inputs, teacher.num_patches)
+        bias = math.log(teacher.num_patches / encoder.config.num_latents)
+        with torch.no_grad(), weigh_latents(model, placed.latents, bias):
+            logits = model(inputs_embeds=placed.inputs_embeds, position_ids=placed.position_ids).logits[0]
+        expected.append(logits[-len(conversation.answer) :].log_softmax(dim=-1))
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-4, rtol=1e-4)
+
+
 def test_the_loss_is_the_divergence_of_both_distributions_and_zero_for_the_teachers_tokens(world, teacher):
     llm = load(world, teacher)
     pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in (2, 0)])
     tokens = teacher.tokens(pixels, -2)
-    assert llm(tokens, tokens, [2, 0]).item() == pytest.approx(0, abs=1e-7)
+    assert say(llm, tokens, tokens, [2, 0]).item() == pytest.approx(0, abs=1e-7)
     student = tokens[:, :5] + torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     conversations = [llm.encode(2), llm.encode(0)]
     with torch.no_grad():
         p, q = (llm.next_tokens(t, conversations).double() for t in (tokens, student))
     expected = sum((row_p.exp() * (row_p - row_q)).sum() for row_p, row_q in zip(p, q, strict=True)) / len(p)
     assert len(p) == sum(len(conversation.answer) for conversation in conversations)
-    assert llm(student, tokens, [2, 0]).item() == pytest.approx(expected.item(), rel=1e-4) and expected > 0
+    assert say(llm, student, tokens, [2, 0]).item() == pytest.approx(expected.item(), rel=1e-4) and expected > 0
 
 
 def test_gradient_flows_through_the_frozen_llm_into_the_student_alone(world, teacher):
@@ -102,7 +159,7 @@ def test_gradient_flows_through_the_frozen_llm_into_the_student_alone(world, tea
     tokens = teacher.tokens(torch.randn(2, 3, 32, 32), -2)
     student = torch.randn(2, 5, 32, requires_grad=True)
     llm.model.train(False)
-    llm(student, tokens, [0, 1]).backward()
+    say(llm, student, tokens, [0, 1]).backward()
     assert student.grad[:, 1:].abs().sum() > 0 and student.grad[:, 0].abs().sum() == 0  # CLS is not read
     assert all(parameter.grad is None for parameter in [*llm.model.parameters(), *teacher.parameters()])
 
@@ -111,7 +168,7 @@ def settings(world, output, **changes):
     return dict(
         teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), steps=6, warmup_steps=2,
         batch_size=8, lr=1e-3, log_every=2, save_every=2, eval_every=6, val_images=5, threads=1, workers=0,
-        device="cpu", dtype="fp32", align="set+llm", llava=str(world / "llava"), questions=str(world / "data"),
+        device="cpu", dtype="fp32", align="set+llm+placed=1", llava=str(world / "llava"), questions=str(world / "data"),
         llm_batch_size=4, micro_batch_size=4,
     ) | changes  # fmt: skip
 
@@ -127,7 +184,8 @@ def test_a_run_logs_the_loss_and_resumes_to_the_bit(world, tmp_path):
     for name in ("log.jsonl", "encoder/model.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     line = json.loads((whole / "log.jsonl").read_text().splitlines()[0])
-    assert line["loss"] == pytest.approx(1 - line["cosine"] + 0.3 * line["set"] + 0.4 * line["llm"], abs=1e-5)
+    parts = 1 - line["cosine"] + 0.3 * line["set"] + 4 * line["llm"] + line["placed"]
+    assert line["loss"] == pytest.approx(parts, abs=1e-5) and line["placed"] != line["llm"]
     assert "questions `" in (whole / "encoder" / "README.md").read_text()
     student, teacher = load_encoder(whole), load_teacher(str(world / "clip"))
     assert torch.equal(student.cortex[1].mlp.fc1.weight, teacher.block_state_dict(2)["mlp.fc1.weight"])
