@@ -2,8 +2,8 @@
 
     python scripts/swap_table.py
         trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation) and with aligned tokens,
-        then asks 3,200 image questions through each: about an hour and a half of two cores. What is done is read
-        again, so the same command resumes
+        then asks 3,200 image questions through each: three to four hours of a core. What is done is read again, so
+        the same command resumes
     python scripts/swap_table.py --latents 16 --seeds 1 --align set --questions 1000
         a part of it, in minutes
 
@@ -28,9 +28,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--align",
         nargs="+",
-        default=["set+readout", "set+llm", "set+llm+placed"],
+        default=["set+readout", "set+llm+placed"],
         metavar="LOSSES",
-        help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm, set+llm+placed)",
+        help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm+placed)",
     )
     parser.add_argument("--questions", type=int, default=6400, help="half of them have an image (%(default)s)")
     parser.add_argument("--steps", type=int, default=450, help="of the bootstrap (%(default)s)")
