@@ -18,7 +18,7 @@ More latents or pixels from that student (5 epochs), then the ScienceQA stage (a
 Beyond the paper: the same stage with the tokens that LLaVA reads aligned too, on images alone or through a LLaVA:
 
     ... --stage scienceqa --init-from runs/sf-l-64 --align set+readout --output runs/sf-l-64-aligned
-    ... --align set+llm --llava DIR --questions DIR
+    ... --align set+llm+placed --llava DIR --questions DIR
 
 A killed run goes on with --resume. Expected: a run directory with log.jsonl, tensorboard/, rois/ (pictures of where the
 student looks), encoder/ (for `from_pretrained`), results.json, and a table of teacher beside student.
