@@ -2,18 +2,29 @@
 # make demo         chat with it: CLIP and the student side by side, in a browser
 # make test         lint, then all tests
 # make test-llava   tests inside the original llava package, in an overlay of its own beside the environment
-# All set everything up from nothing: a virtual environment in .venv with the package and its tools.
+# make test-oldest  all tests on the oldest releases that pyproject.toml admits (requirements-oldest.lock)
+# make test-newest  all tests on the newest releases that it admits today
+# make lock         resolve both locks anew, to be committed when `make test` and `make test-oldest` pass
+# All set everything up from nothing: a virtual environment in .venv with the package and its tools, in the versions of
+# requirements.lock, which are those that were tested.
 
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+UV := $(VENV)/bin/uv
+
+# Environments at both ends of the ranges that pyproject.toml admits.
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
+COMPILE := $(UV) pip compile --quiet --upgrade pyproject.toml --extra dev --python-version 3.11 --no-emit-index-url \
+	--custom-compile-command "make lock"
 
 # The versions that the llava package was released for; newer ones live in the environment itself.
 OVERLAY := .llava-overlay
 OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.15.1 huggingface-hub==0.23.4 \
 	accelerate==0.21.0 numpy==1.26.4 einops shortuuid
 
-.PHONY: quickstart demo test test-llava lint clean
+.PHONY: quickstart demo test test-llava test-oldest test-newest lock lint clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python scripts/bootstrap_clip.py --resume
@@ -28,13 +39,31 @@ test: lint
 test-llava: $(OVERLAY)/.installed
 	PYTHONPATH=$(OVERLAY) $(VENV)/bin/python -m pytest -m llava tests/llava_package
 
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n 2
+
+test-newest: $(INSTALLED)
+	$(UV) venv --quiet --clear --python $(VENV)/bin/python $(NEWEST)
+	$(UV) pip install --quiet --python $(NEWEST)/bin/python --editable ".[dev]"
+	$(NEWEST)/bin/python -m pytest -n 2
+
+lock: $(INSTALLED)
+	$(COMPILE) --universal --output-file requirements.lock
+	$(COMPILE) --resolution lowest-direct --output-file requirements-oldest.lock
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[dev]"
 	touch $(INSTALLED)
+
+$(OLDEST)/.installed: $(INSTALLED) requirements-oldest.lock
+	$(UV) venv --quiet --clear --python $(VENV)/bin/python $(OLDEST)
+	$(UV) pip install --quiet --python $(OLDEST)/bin/python --requirements requirements-oldest.lock
+	$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable .
+	touch $@
 
 $(OVERLAY)/.installed: $(INSTALLED)
 	rm -rf $(OVERLAY)
@@ -42,4 +71,4 @@ $(OVERLAY)/.installed: $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OVERLAY) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(OVERLAY) build *.egg-info

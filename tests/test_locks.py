@@ -1,0 +1,55 @@
+"""The committed locks are what the package's ranges say: inside them, and the oldest one at their lower ends."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def _requirements() -> list[Requirement]:
+    listed = PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    found = [Requirement(line) for line in listed]
+    return [requirement for requirement in found if canonicalize_name(requirement.name) != "sf-llava"]
+
+
+def _pins(name: str) -> dict[str, list[Requirement]]:
+    pins: dict[str, list[Requirement]] = {}
+    for line in (ROOT / name).read_text().splitlines():
+        if line and not line.startswith((" ", "#")):
+            pin = Requirement(line)
+            pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return pins
+
+
+def _version(pin: Requirement) -> Version:
+    (specifier,) = pin.specifier
+    assert specifier.operator == "==", pin
+    return Version(specifier.version)
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-oldest.lock"])
+def test_every_pin_is_inside_the_range_that_the_package_declares(lock: str) -> None:
+    pins = _pins(lock)
+    for requirement in _requirements():
+        for pin in pins[canonicalize_name(requirement.name)]:
+            assert _version(pin) in requirement.specifier, (lock, str(requirement), str(pin))
+
+
+def test_the_oldest_lock_holds_the_lower_bounds_of_the_hosts() -> None:
+    pins = _pins("requirements-oldest.lock")
+    for name in ("torch", "transformers", "accelerate", "torchvision", "datasets", "numpy"):
+        (requirement,) = [one for one in _requirements() if one.name == name]
+        (lower,) = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
+        assert [_version(pin).release[: len(lower.release)] for pin in pins[name]] == [lower.release], name
+
+
+def test_the_locks_name_no_index() -> None:
+    for lock in ("requirements.lock", "requirements-oldest.lock"):
+        assert not re.search(r"https?:|file:|index-url|find-links|@ ", (ROOT / lock).read_text()), lock
