@@ -1,14 +1,23 @@
-"""Atomic files: everything the project writes appears whole or not at all.
+"""Atomic files: everything the project writes appears whole or not at all, and one process at a time writes.
 
 A reader, or a run resumed after a kill, never sees a half-written file or directory under its final name.
 """
 
+import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+LOCK_NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
+_held: set[Path] = set()  # a process is never refused a lock of its own: these it must refuse itself
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -74,3 +83,77 @@ def publish(temporary: str | Path, path: str | Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     else:
         os.replace(temporary, path)
+
+
+def make_directory(path: str | Path) -> Path:
+    """Make sure that ``path`` is a directory that this process may write into; return it.
+
+    Raises:
+        OSError: it is something else, or cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OSError(f"{path} cannot be a directory of results: a file is there or above it; name another") from error
+    except OSError as error:
+        raise OSError(f"directory {path} cannot be made ({error.strerror}): name another") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise OSError(f"directory {path} cannot be written: change its permissions or name another")
+    return path
+
+
+@contextmanager
+def locked(directory: str | Path) -> Iterator[Path]:
+    """Hold ``directory``, made if need be, for this process alone, by a lock of the operating system on a file in it.
+
+    A kill releases the lock, and processes forked meanwhile do not hold it. The file goes at the end, as does the
+    directory if it was made here and nothing was written.
+
+    Raises:
+        RuntimeError: another process holds it, or this one does already.
+        OSError: the directory cannot be made or written.
+    """
+    existed = Path(directory).exists()
+    path = make_directory(directory).resolve() / LOCK_NAME
+    if path in _held:
+        raise RuntimeError(f"this process already writes into {directory}")
+    file = _lock(path)
+    _held.add(path)
+    try:
+        yield Path(directory)
+    finally:
+        _held.remove(path)
+        path.unlink(missing_ok=True)  # while it is locked: see _lock
+        file.close()
+        if not existed and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+def _lock(path: Path) -> TextIO:
+    """Open and lock ``path``; again if whoever held it removed it in between."""
+    while True:
+        try:
+            file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        except OSError as error:
+            raise OSError(f"{path.parent} cannot be written ({error.strerror}): name another directory") from error
+        try:
+            # Not flock: data workers, which outlive a killed run by seconds, would inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                file.close()
+                raise RuntimeError(
+                    f"{path.parent} is being written by {holder}: wait for its end, or name another directory"
+                ) from error
+            warnings.warn(
+                f"{path.parent} is on a file system without locks: start one run there at a time", stacklevel=4
+            )
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            with suppress(OSError):  # on a full disk the lock still holds, without a name
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return file
+        file.close()
