@@ -1,11 +1,12 @@
 """What every script shares: flags from a typed config, one clear sentence for a user's mistake."""
 
 import argparse
+import math
 import os
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
@@ -15,10 +16,64 @@ Config = TypeVar("Config")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+@dataclass(frozen=True)
+class Number:
+    """The numbers that a flag takes: an argparse ``type``, and a check of values that come from elsewhere.
+
+    Attributes:
+        kind: int or float.
+        low, high: bounds, themselves included.
+        above: exclude ``low``.
+    """
+
+    kind: type[int] | type[float]
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __str__(self) -> str:
+        what = "a whole number" if self.kind is int else "a number"
+        low = f"{'above' if self.above else 'from'} {self.low:,}"
+        return f"{what} {low}" + (f" to {self.high:,}" if math.isfinite(self.high) else "")
+
+    def __call__(self, text: str) -> float:
+        """Read ``text``.
+
+        Raises:
+            argparse.ArgumentTypeError: it is no such number.
+        """
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.admits(value):
+            raise argparse.ArgumentTypeError(f"expected {self}, not {text!r}")
+        return value
+
+    def admits(self, value: object) -> bool:
+        """Whether ``value`` is such a number."""
+        kinds = int if self.kind is int else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+
+POSITIVE_INT = Number(int, 1, 10**9)
+COUNT = Number(int, 0, 10**9)
+BATCH = Number(int, 1, 2**20)
+SEED = Number(int, 0, 2**32 - 1)
+THREADS = Number(int, 1, 1024)
+THREADS_OR_AUTO = Number(int, 0, 1024)
+POSITIVE = Number(float, 0, above=True)
+NON_NEGATIVE = Number(float, 0)
+FRACTION = Number(float, 0, 1)
+
+
 def parse_config(config: type[Config], argv: list[str], description: str | None) -> Config:
     """Parse ``argv`` into a dataclass: a flag a field, in kebab case, with the help text of the field's metadata.
 
-    Fields are booleans (``--flag`` and ``--no-flag``), ``Literal`` choices, numbers or text; any may allow None.
+    Fields are booleans (``--flag`` and ``--no-flag``), ``Literal`` choices, numbers or text; any may allow None. A
+    ``Number`` in the metadata bounds a number.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = get_type_hints(config)
@@ -35,7 +90,10 @@ def parse_config(config: type[Config], argv: list[str], description: str | None)
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         else:
-            options |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+            options |= {
+                "type": field.metadata.get("number") or kind,
+                "metavar": {int: "N", float: "X"}.get(kind, "NAME"),
+            }
         parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name, **options)
     return config(**vars(parser.parse_args(argv)))
 
