@@ -1,19 +1,29 @@
-"""What every script shares: flags from a typed config, one clear sentence for a user's mistake."""
+"""What every script shares: flags from a typed config, numbers within bounds, one sentence however it ends early."""
 
 import argparse
 import math
 import os
+import signal
 import sys
+import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
+FORESEEN = (ValueError, OSError, RuntimeError, TypeError, ImportError)
+"""Errors that speak for themselves; of any other the place is said too."""
 
 # Scripts import this module before torch. Idle OpenMP threads that spin steal the core from data loading and from each
 # other: measured four times slower with two busy processes on two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, on the path of Ctrl-C: whatever cleans up after the one cleans up after the other."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +108,91 @@ def parse_config(config: type[Config], argv: list[str], description: str | None)
     return config(**vars(parser.parse_args(argv)))
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Run ``main(argv)``; turn expected errors into one line on stderr and exit status 2.
+@contextmanager
+def when_stopped(sentence: str) -> Iterator[None]:
+    """While this block runs, let Ctrl-C and SIGTERM say ``sentence``: what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(sentence)
+        raise
 
-    ``--traceback`` anywhere on the command line shows the full traceback instead. Ctrl-C exits with 130.
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run ``main(argv)``; whatever ends it early is one line on stderr.
+
+    Errors exit with status 2, Ctrl-C with 130, SIGTERM with 143 (128 and the signal's number). The notes of a
+    ``KeyboardInterrupt`` (:func:`when_stopped`) are said too. ``--traceback`` anywhere on the command line shows the
+    traceback of an error instead.
     """
     argv = sys.argv[1:]
     show_traceback = "--traceback" in argv
     argv = [argument for argument in argv if argument != "--traceback"]
+    for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show ends no run
+        stream.reconfigure(errors="backslashreplace")
+    _raise_on_sigterm()
     try:
         main(argv)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
+        _flush_output()
+    except KeyboardInterrupt as interrupt:
+        _stop(interrupt)
+    except Exception as error:
         if show_traceback:
             raise
-        print(f"error: {_sentence(error)} (--traceback shows where)", file=sys.stderr)
+        _say(f"error: {_sentence(error)} (--traceback shows where)")
         sys.exit(2)
 
 
+def _raise_on_sigterm() -> None:
+    owner = os.getpid()
+
+    def stop(number: int, frame: types.FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        if os.getpid() != owner:  # a forked child, which has nothing to tell
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _stop(interrupt: KeyboardInterrupt) -> NoReturn:
+    terminated = isinstance(interrupt, Terminated)
+    notes = getattr(interrupt, "__notes__", [])
+    _say(": ".join(filter(None, ("terminated" if terminated else "interrupted", "; ".join(notes)))))
+    sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
+
+
+def _flush_output() -> None:
+    """Write out what was printed while it can still be told that this fails (a full disk, a reader that has gone)."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would try once more
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _say(line: str) -> None:
+    """Say how it ended, after all that was printed; where nobody reads any more, say nothing."""
+    with suppress(OSError):
+        _flush_output()
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def _sentence(error: Exception) -> str:
-    """Say an error on one line; of one that a data loading process re-raised with its traceback, keep the last line."""
+    """Say an error on one line, an unforeseen one with its place.
+
+    Of one that a data loading process re-raised with its traceback, keep the last line.
+    """
     text = str(error)
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    text = " ".join(text.split()) or type(error).__name__
+    if isinstance(error, FORESEEN):
+        return text
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {text}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unforeseen {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {text}"

@@ -1,7 +1,11 @@
-"""Flags: which numbers they take."""
+"""Flags: which numbers they take. Scripts: how they end."""
 
 import argparse
 import math
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -31,3 +35,78 @@ def test_values_from_elsewhere_are_held_to_the_same_bounds():
     assert cli.POSITIVE.admits(3) and cli.POSITIVE_INT.admits(3)
     for value in (True, "3", None, math.nan, 3.0):
         assert not cli.POSITIVE_INT.admits(value)
+
+
+def script(tmp_path, body, **options):
+    """Start a script whose ``main`` has this body."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    code = f"import os, signal, time\nfrom sf_llava import cli\ndef main(argv):\n{lines}\ncli.run(main)\n"
+    (tmp_path / "script.py").write_text(code)
+    return subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"], stderr=subprocess.PIPE, text=True, **({"stdout": -1} | options)
+    )
+
+
+WAIT = """
+try:
+    with cli.when_stopped("three answers are kept: the same command goes on"):
+        print("ready", flush=True)
+        time.sleep(60)
+finally:
+    print("cleaned up")
+""".strip()
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_stopped_script_cleans_up_and_says_what_is_kept(number, word, tmp_path):
+    process = script(tmp_path, WAIT)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (out, err) == ("cleaned up\n", f"{word}: three answers are kept: the same command goes on\n")
+    assert process.returncode == 128 + number
+
+
+def test_a_forked_process_that_is_terminated_ends_without_a_word(tmp_path):
+    body = """
+read, write = os.pipe()
+if (child := os.fork()) == 0:
+    os.write(write, b"ready")
+    time.sleep(60)
+os.read(read, 5)
+os.kill(child, signal.SIGTERM)
+print(os.waitpid(child, 0)[1])
+""".strip()
+    process = script(tmp_path, body)
+    assert process.communicate(timeout=30) == (f"{signal.SIGTERM}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("ValueError('two\\nlines')", "error: two lines (--traceback"),
+        ("OSError(28, 'No space left on device', 'a/b')", "error: a/b: No space left on device (--traceback"),
+        ("ImportError('No module named x')", "error: No module named x (--traceback"),
+        ("MemoryError()", "error: not enough memory: MemoryError (--traceback"),
+        ("KeyError('x')", "error: unforeseen KeyError in script.py, line 4: 'x' (--traceback"),
+        ("AssertionError()", "error: unforeseen AssertionError in script.py, line 4: AssertionError (--traceback"),
+    ],
+)
+def test_every_error_is_one_line_and_status_2(raised, said, tmp_path):
+    process = script(tmp_path, f"raise {raised}")
+    _, err = process.communicate(timeout=30)
+    assert err.startswith(said) and err.count("\n") == 1 and process.returncode == 2
+
+
+def test_a_full_disk_behind_the_output_is_told(tmp_path):
+    with open("/dev/full", "w") as full:
+        process = script(tmp_path, "print('lost')", stdout=full, env=os.environ | {"PYTHONUNBUFFERED": ""})
+        _, err = process.communicate(timeout=30)
+    assert err.startswith("error: standard output: No space left on device") and process.returncode == 2
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(tmp_path):
+    process = script(tmp_path, "print('\\udcff \\u2014')", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert process.communicate(timeout=30) == ("\\udcff \\u2014\n", "")
