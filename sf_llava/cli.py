@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -130,6 +131,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     argv = [argument for argument in argv if argument != "--traceback"]
     for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show ends no run
         stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _format_warning
     _raise_on_sigterm()
     try:
         main(argv)
@@ -141,6 +143,12 @@ def run(main: Callable[[list[str]], None]) -> None:
             raise
         _say(f"error: {_sentence(error)} (--traceback shows where)")
         sys.exit(2)
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    """Write a warning as one line without the line of code that raised it."""
+    name = "note" if category is UserWarning else category.__name__
+    return f"{name}: {' '.join(str(message).split())}\n"
 
 
 def _raise_on_sigterm() -> None:

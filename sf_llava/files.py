@@ -3,18 +3,25 @@
 A reader, or a run resumed after a kill, never sees a half-written file or directory under its final name.
 """
 
+import codecs
 import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from safetensors import SafetensorError
+
+MAX_BYTES = 4 * 178_956_970
+"""No file that is read whole is larger: as many bytes as the largest picture has before it is compressed."""
+MAX_TEXT_BYTES = 2**29
 LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 _held: set[Path] = set()  # a process is never refused a lock of its own: these it must refuse itself
@@ -26,7 +33,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with writing(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -41,16 +48,69 @@ def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file whole.
+
+    Raises:
+        OSError: it cannot be read, it is none (a pipe or a device has no end), or it is larger than ``limit``.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file but a pipe, a device, a socket or a folder")
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than the {limit:,} that are read")
+        with open(path, "rb") as file:
+            return file.read(status.st_size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text: UTF-8, or UTF-16 with its byte order mark; the mark is dropped, and lines end in a line feed.
+
+    Raises:
+        ValueError: the file is no text; the message names it.
+        OSError: as for :func:`read_bytes`.
+    """
+    data = read_bytes(path, MAX_TEXT_BYTES)
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeError as error:
+        raise ValueError(f"{path} is no text file: expected UTF-8") from error
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON from ``path``.
 
     Raises:
         ValueError: the file is not JSON (truncated, say); the message names it.
+        OSError: as for :func:`read_bytes`.
     """
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated") from error
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Make a failure to write, of the system's or of a library's, an OSError that names ``path`` and the space left."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.errno:
+            reason = os.strerror(error.errno)
+        free = shutil.disk_usage(_nearest_directory(path)).free
+        raise OSError(f"{path} could not be written: {reason} ({free / 2**20:.0f} MiB are free there)") from error
+
+
+def _nearest_directory(path: str | Path) -> Path:
+    """Find the folder that holds ``path``, or the nearest above it that is there."""
+    return next(parent for parent in Path(os.path.abspath(path)).parents if parent.is_dir())
 
 
 def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:

@@ -5,7 +5,9 @@ share the work or on where an earlier run was killed.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.checkpoints.conversations import chat_template
-from sf_llava.data.scienceqa import Problem, ScienceQA, ask, read_predictions, shuffle_images
-from sf_llava.files import read_json, write_bytes, write_json
+from sf_llava.data.predictions import read_log
+from sf_llava.data.problems import Problem, ask
+from sf_llava.data.scienceqa import ScienceQA, shuffle_images
+from sf_llava.evaluation.store import digest_texts
+from sf_llava.files import locked, read_json, write_bytes, write_json, writing
 from sf_llava.plugin.positions import generate_in_place
 from sf_llava.plugin.tokens import encode_prompts
 
@@ -60,12 +65,33 @@ class Answerer:
         return self.processor.chat_template if name is None else chat_template(name)
 
     def prompt(self, problem: Problem, has_image: bool) -> str:
-        """Word a problem as the model's conversation."""
-        content = [{"type": "image"}] * has_image + [{"type": "text", "text": ask(problem)}]
+        """Word a problem as the model's conversation.
+
+        Where its own text says ``<image>``, which would stand for a picture, that is left out, as LLaVA's evaluation
+        does.
+
+        Raises:
+            ValueError: the model's chat template cannot word it; the message names the problem.
+        """
+        text, token = ask(problem), self.processor.image_token
+        while token in text:  # again: what is left may join to another
+            text = text.replace(token, "").strip()
+        content = [{"type": "image"}] * has_image + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(
-            messages, chat_template=self.template(), add_generation_prompt=True, tokenize=False
-        )
+        hint = "name another with --conversation (llava_v1, vicuna_v1)"
+        template = self.template()
+        try:
+            prompt = self.processor.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # whatever a template written for other conversations runs into
+            raise ValueError(f"the chat template cannot word problem {problem.id} ({error}): {hint}") from error
+        if text.strip() not in prompt or prompt.count(token) != has_image:
+            raise ValueError(
+                f"the chat template does not word problem {problem.id} with its text as it is and {token} "
+                f"{'once' if has_image else 'nowhere'}: {hint}"
+            )
+        return prompt
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], seed: int) -> list[str]:
@@ -103,7 +129,7 @@ def answer_all(
         answerer: the model.
         data: problems and pictures.
         output: directory with ``answers.jsonl`` when done, one part for each process until then, and ``run.json``.
-        settings: what the answers depend on; another run's answers are refused.
+        settings: what the answers depend on beside the prompts; another run's answers are refused.
         control: ``blind`` (no image), ``shuffled`` (another question's) or ``grey``; only questions with an image are
             asked then.
         batch_size: questions generated together.
@@ -113,38 +139,55 @@ def answer_all(
 
     Raises:
         ValueError: ``output`` holds answers of other settings, or a picture cannot be read.
+        RuntimeError: another run writes into ``output``, or memory does not hold a batch.
     """
     problems = [problem for problem in data.problems if problem.has_image or control is None]
-    output.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        _claim(output, settings | {"control": control, "batch_size": batch_size, "questions": len(problems)})
-    done = read_answers(output)
-    wait()
-    pictures = _pictures(data, control, answerer.generation.seed)
-    part = output / f"answers.{rank}.part.jsonl"
-    with open(part, "a", encoding="utf-8") as file:
+    prompts = {problem.id: answerer.prompt(problem, problem.has_image and control != "blind") for problem in problems}
+    asked = digest_texts(*(part for pair in prompts.items() for part in pair))
+    with locked(output) if rank == 0 else nullcontext():
+        if rank == 0:
+            _claim(output, settings | {"control": control, "batch_size": batch_size, "questions": asked})
+            _repair(output)
+        wait()
+        entries = _read_entries(output)
+        wait()
+        pictures = _pictures(data, control, answerer.generation.seed)
+        part = output / f"answers.{rank}.part.jsonl"
         for number, batch in enumerate(make_batches(problems, batch_size)):
             if number % num_processes != rank:
                 continue
+            texts = {problem.id: entries[problem.id]["text"] for problem in batch if problem.id in entries}
+            if len(texts) < len(batch):
+                new = _answer_batch(answerer, batch, prompts, pictures, number)
+                _append(part, [dict(question_id=id, prompt=prompts[id], text=new[id]) for id in new if id not in texts])
+                texts = new | texts
             for problem in batch:
-                if problem.id in done:
-                    progress(problem, done[problem.id])
-            if all(problem.id in done for problem in batch):
-                continue
-            images = [pictures(problem) for problem in batch]
-            prompts = [answerer.prompt(problem, bool(image)) for problem, image in zip(batch, images, strict=True)]
-            texts = answerer.answer(prompts, images, answerer.generation.seed + number)
-            for problem, prompt, text in zip(batch, prompts, texts, strict=True):
-                if problem.id not in done:
-                    entry = dict(question_id=problem.id, prompt=prompt, text=text)
-                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                    file.flush()
-                    progress(problem, text)
-    wait()
-    if rank == 0:
-        _merge(output, problems)
-    wait()
-    return read_predictions(output / ANSWERS)
+                progress(problem, texts[problem.id])
+        wait()
+        if rank == 0:
+            _merge(output, problems)
+        wait()
+        return {id: entry["text"] for id, entry in _read_entries(output).items()}
+
+
+def _answer_batch(
+    answerer: Answerer,
+    batch: Sequence[Problem],
+    prompts: Mapping[str, str],
+    pictures: Callable[[Problem], list[Image.Image]],
+    number: int,
+) -> dict[str, str]:
+    """Answer one batch, by id."""
+    texts = [prompts[problem.id] for problem in batch]
+    images = [pictures(problem) for problem in batch]
+    try:
+        answers = answerer.answer(texts, images, answerer.generation.seed + number)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"out of memory with {len(batch)} questions at once (the first: problem {batch[0].id}): ask fewer at a "
+            "time with --batch-size, into another --output, for an answer depends a little on its batch"
+        ) from error
+    return {problem.id: answer for problem, answer in zip(batch, answers, strict=True)}
 
 
 def make_batches(problems: Sequence[Problem], size: int) -> Iterator[list[Problem]]:
@@ -154,43 +197,67 @@ def make_batches(problems: Sequence[Problem], size: int) -> Iterator[list[Proble
         yield [problems[i] for i in order[start : start + size]]
 
 
-def read_answers(output: Path) -> dict[str, str]:
-    """Read what earlier runs left in ``output``; the torn last line of a killed one is cut off its part."""
-    answers = read_predictions(output / ANSWERS) if (output / ANSWERS).is_file() else {}
-    for part in sorted(output.glob("answers.*.part.jsonl")):
-        data = part.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            write_bytes(part, whole)
-        answers |= read_predictions(part)
-    return answers
+def _line(entry: Mapping[str, str]) -> str:
+    """Write one answer as a line of the log."""
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _append(log: Path, entries: Sequence[Mapping[str, str]]) -> None:
+    """Add answers to a log; opened anew each time, so that it is written when this returns."""
+    with writing(log), open(log, "a", encoding="utf-8") as file:
+        file.write("".join(map(_line, entries)))
+
+
+def _logs(output: Path) -> list[Path]:
+    """List what earlier runs left in ``output``."""
+    return [file for file in (output / ANSWERS, *sorted(output.glob("answers.*.part.jsonl"))) if file.is_file()]
+
+
+def _read_entries(output: Path) -> dict[str, dict[str, str]]:
+    """Read all answers in ``output`` by question id."""
+    return {id: entry for file in _logs(output) for id, entry in read_log(file)[0].items()}
+
+
+def _repair(output: Path) -> None:
+    """Cut off the torn last line of a killed run, and take out lines that are no answers: these are asked again."""
+    for file in _logs(output):
+        entries, bad = read_log(file)
+        if bad:
+            warnings.warn(
+                f"{len(bad)} line(s) of {file} are damaged (the first: line {bad[0]}); their questions are asked again",
+                stacklevel=3,
+            )
+        whole = "".join(map(_line, entries.values())).encode()
+        if whole != file.read_bytes():
+            write_bytes(file, whole)
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:
     """Write down what the answers in ``output`` depend on, or check it against what is written there."""
     file = output / "run.json"
     settings = json.loads(json.dumps(settings))
+    way_out = "name another --output, or remove it"
     if not file.is_file():
+        if kept := _logs(output):
+            raise ValueError(f"{kept[0]} holds answers, but no {file.name} beside it says of which run: {way_out}")
         write_json(file, settings)
         return
     before = read_json(file)
+    if not isinstance(before, dict):
+        raise ValueError(f"{file} is no record of a run, which answers need beside them: {way_out}")
     if changed := [name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)]:
         name = min(changed)
         raise ValueError(
-            f"{output} holds answers of other settings ({name} was {before.get(name)!r}, now {settings.get(name)!r}): "
-            "name another --output, or remove it"
+            f"{output} holds answers of other settings ({name} was {before.get(name, 'not noted')!r}, now "
+            f"{settings.get(name)!r}): {way_out}"
         )
 
 
 def _merge(output: Path, problems: Sequence[Problem]) -> None:
     """Join the parts into one file in the order of the problems."""
-    files = [file for file in (output / ANSWERS, *sorted(output.glob("answers.*.part.jsonl"))) if file.is_file()]
-    lines = {}
-    for file in files:
-        for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
-            lines.setdefault(json.loads(line)["question_id"], line)
-    assert len(lines) == len(problems), "every question must have been answered exactly once"
-    write_bytes(output / ANSWERS, "".join(f"{lines[problem.id]}\n" for problem in problems).encode())
+    entries = _read_entries(output)
+    assert all(problem.id in entries for problem in problems), "every question must have been answered"
+    write_bytes(output / ANSWERS, "".join(_line(entries[problem.id]) for problem in problems).encode())
     for part in output.glob("answers.*.part.jsonl"):
         part.unlink()
 

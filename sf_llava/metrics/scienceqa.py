@@ -13,7 +13,9 @@ import numpy as np
 
 from sf_llava.metrics.statistics import paired_difference_interval, wilson_interval
 
-LETTERS = "ABCDE"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of the options; no question has more."""
+NUM_PUBLISHED = 5  # the letters that LLaVA's scorer knows; the questions of ScienceQA have no more options
 FAILED = -1
 _STATEMENT = re.compile(r"The answer is ([A-Z]).")
 
@@ -46,12 +48,14 @@ GROUPS: dict[str, Callable[[Question], bool]] = {
 def parse_answer(text: str, num_choices: int) -> int:
     """Read the index of the chosen option from an answer, or ``FAILED``.
 
-    The whole answer is a letter A-E; or it starts with one as "X. "; or it says "The answer is X." exactly once (with
-    any character for the full stop, as in LLaVA's scorer). A letter beyond the choices has failed; nothing is guessed.
+    The whole answer is a letter A-E (further where there are more options); or it starts with one as "X. "; or it says
+    "The answer is X." exactly once (with any character for the full stop, as in LLaVA's scorer). A letter beyond the
+    choices has failed; nothing is guessed.
     """
-    if text in tuple(LETTERS):
+    letters = LETTERS[: max(num_choices, NUM_PUBLISHED)]
+    if text in tuple(letters):
         letter = text
-    elif len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
+    elif len(text) >= 3 and text[0] in letters and text[1:3] == ". ":
         letter = text[0]
     else:
         stated = _STATEMENT.findall(text)
@@ -69,8 +73,8 @@ def score(questions: Sequence[Question], texts: Mapping[str, str]) -> dict[str, 
 
     Returns:
         Fractions ``accuracy`` and ``image_accuracy`` with their 95 % intervals (None over no question); counts
-        ``total``, ``correct``, ``image_total``, ``image_correct``, ``unparsed``, ``missing``; ``breakdown`` by group;
-        ``answers`` by question id.
+        ``total``, ``correct``, ``image_total``, ``image_correct``, ``unparsed``, ``missing``, ``unknown`` (predictions
+        for other questions); ``breakdown`` by group; ``answers`` by question id.
     """
     if not questions:
         raise ValueError("there is no question to score")
@@ -100,6 +104,7 @@ def score(questions: Sequence[Question], texts: Mapping[str, str]) -> dict[str, 
         "image_correct": int(right[with_image].sum()),
         "unparsed": sum(answer["predicted"] == FAILED for answer in answers.values()),
         "missing": sum(answer["predicted"] is None for answer in answers.values()),
+        "unknown": len(texts.keys() - answers.keys()),
         "interval": _interval(right),
         "image_interval": _interval(right[with_image]),
         "breakdown": {name: _group(questions, right, belongs) for name, belongs in GROUPS.items()},

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from sf_llava.data.scienceqa import LETTERS, Problem, ask, explain
+from sf_llava.data.problems import Problem, ask, explain
+from sf_llava.metrics.scienceqa import LETTERS, NUM_PUBLISHED
 
 from ..files import write_directory, write_json
 from .canvas import Scene
@@ -100,7 +101,7 @@ class Packer:
 
     def __init__(self, processor: LlavaProcessor) -> None:
         self.tokenizer = processor.tokenizer
-        self.letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS)))
+        self.letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS[:NUM_PUBLISHED])))
         self.stops = torch.tensor(self.tokenizer.convert_tokens_to_ids([".", ". The answer is"]))
         self.image_token = processor.image_token_id
         self.prefixes = {}
