@@ -18,9 +18,8 @@ how many answers could not be read.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from sf_llava import cli
 
 CONTROLS = ("blind", "shuffled", "grey")
 MINI = "mini"
+TOKENS = cli.Number(int, 1, 2**20)
+TEMPERATURE = cli.Number(float, 0, 100)
 TOWERS = ("original", "pooled", "swapped")
 PLACED = "-placed"  # with positions and bias
 QUICKSTART = Path("runs/quickstart")
@@ -62,17 +63,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
     run.add_argument("--output", default="runs/scienceqa", metavar="DIR", help="answers and results (%(default)s)")
-    run.add_argument("--batch-size", type=int, metavar="N", help="questions generated together (8; mini: 64)")
-    run.add_argument("--max-new-tokens", type=int, default=1024, help="answers run to 3,500 letters (%(default)s)")
-    run.add_argument("--temperature", type=float, default=0.0, help="0: greedy (%(default)s)")
+    run.add_argument("--batch-size", type=cli.BATCH, metavar="N", help="questions generated together (8; mini: 64)")
+    run.add_argument("--max-new-tokens", type=TOKENS, default=1024, help="answers run to 3,500 letters (%(default)s)")
+    run.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0: greedy (%(default)s)")
     run.add_argument(
         "--conversation", choices=["llava_v1", "vicuna_v1"], help="default: the model's own (published: llava_v1)"
     )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s: the GPU where there is one)")
     run.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
     run.add_argument("--bits", type=int, choices=[4, 8], help="load the LLM in so many bits (bitsandbytes)")
-    run.add_argument("--limit", type=int, metavar="N", help="ask N questions, drawn by --seed")
-    run.add_argument("--seed", type=int, default=0, help="of --limit, shuffled images, sampling (%(default)s)")
+    run.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="ask N questions, drawn by --seed")
+    run.add_argument("--seed", type=cli.SEED, default=0, help="of --limit, shuffled images, sampling (%(default)s)")
     score = commands.add_parser("score", help="score predictions")
     score.add_argument(
         "--predictions", required=True, metavar="FILE", help="JSON lines (question_id, text) or LLaVA's result file"
@@ -90,11 +91,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--splits", metavar="FILE", help="pid_splits.json, in place of --data")
     arguments = parser.parse_args(argv)
     if arguments.command == "run":
-        numbers = (arguments.max_new_tokens, arguments.batch_size, arguments.limit)
-        if arguments.temperature < 0 or any(number is not None and number < 1 for number in numbers):
-            parser.error("--batch-size, --limit and --max-new-tokens must be at least 1, --temperature at least 0")
-        arguments.model = arguments.model.rstrip("/")
-    arguments.data = arguments.data and arguments.data.rstrip("/")
+        if 0 < arguments.temperature < 0.01:
+            parser.error("argument --temperature: below 0.01 only the likeliest token is left: that is 0, greedy")
+        arguments.model = arguments.model.rstrip("/") or arguments.model
+    elif bool(arguments.problems) != bool(arguments.splits) or (arguments.problems and arguments.data):
+        parser.error("name the questions once: --problems FILE and --splits FILE, or --data NAME")
+    arguments.data = arguments.data and (arguments.data.rstrip("/") or arguments.data)
     return arguments
 
 
@@ -111,10 +113,13 @@ def score(arguments: argparse.Namespace) -> None:
     from sf_llava.evaluation.scienceqa_report import percent, print_scores
     from sf_llava.files import write_json
 
+    check_file(arguments.json)
     result = score_file(arguments.predictions, arguments)
     print_scores(f"{arguments.predictions}, split {arguments.split}", [("", result)])
     for name, group in result["breakdown"].items():
         print(f"  {name:6}{percent(group['accuracy'])}  {group['correct']} of {group['total']}")
+    if result.get("unknown"):
+        print(f"{result['unknown']:,} predictions are for other questions, and do not count")
     if arguments.json:
         write_json(arguments.json, result)
 
@@ -125,6 +130,7 @@ def compare(arguments: argparse.Namespace) -> None:
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
 
+    check_file(arguments.json)
     first, second = (score_file(file, arguments) for file in (arguments.first, arguments.second))
     result = scienceqa.compare(first, second)
     print_comparison("A - B", result)
@@ -138,14 +144,15 @@ def compare(arguments: argparse.Namespace) -> None:
 def score_file(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Read a score, or read predictions and score them."""
     from sf_llava.data.scienceqa import open_published, open_scienceqa, read_predictions
+    from sf_llava.files import read_json
     from sf_llava.metrics import scienceqa
 
-    try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError):
-        saved = None
+    saved = None
+    if Path(path).is_file():
+        with suppress(ValueError):
+            saved = read_json(path)
     if isinstance(saved, dict) and isinstance(saved.get("answers"), dict):
-        if "total" not in saved or not all(isinstance(answer, dict) for answer in saved["answers"].values()):
+        if not scienceqa.is_score(saved):
             raise ValueError(f"{path} is no score of this program: expected what score --json writes")
         return saved
     if arguments.problems and arguments.splits:
@@ -158,29 +165,54 @@ def score_file(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return scienceqa.score(data.problems, read_predictions(path))
 
 
+def check_file(path: str | None) -> None:
+    """Refuse a file that cannot be written, before there is anything to write."""
+    from sf_llava.files import make_directory
+
+    if path is not None:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError(f"--json {path} is no file but a directory or a device: name another")
+        make_directory(Path(path).parent)
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """Answer with every tower and control, score, print side by side, save."""
+    """Check what can be checked at once, hold the output, and answer."""
     import torch
-    import transformers
     from accelerate import PartialState
 
-    from sf_llava.benchmark.report import environment
-    from sf_llava.evaluation.scienceqa import Answerer, Generation
-    from sf_llava.evaluation.scienceqa_report import percent, print_comparison, print_kinds, print_scores
+    from sf_llava.checkpoints.encoder import find_encoder
     from sf_llava.evaluation.setup import choose_device
+    from sf_llava.files import locked
+
+    if arguments.model == MINI:
+        choose_mini(arguments)
+    towers = choose_towers(arguments)
+    for encoder in arguments.encoder or []:
+        find_encoder(encoder)
+    on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # the shares of processes can differ by hours
+    device = choose_device(arguments.device)
+    kept = f"the answers so far are kept in {arguments.output}, and the same command goes on with the rest"
+    with locked(arguments.output) if state.is_main_process else nullcontext(), cli.when_stopped(kept):
+        answer(arguments, towers, state, device)
+
+
+def answer(arguments: argparse.Namespace, towers: dict[str, str], state: Any, device: Any) -> None:
+    """Answer with every tower and control, score, print side by side, save."""
+    import transformers
+
+    from sf_llava.benchmark.report import environment
+    from sf_llava.evaluation.scienceqa import Answerer, Generation, digest_llm
+    from sf_llava.evaluation.scienceqa_report import percent, print_comparison, print_kinds, print_scores
     from sf_llava.files import write_json
     from sf_llava.metrics import scienceqa
     from sf_llava.plugin.towers import tower_in_place
 
     transformers.utils.logging.disable_progress_bar()
-    if arguments.model == MINI:
-        choose_mini(arguments)
-    towers = choose_towers(arguments)
     data = open_data(arguments)
-    on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # the shares of processes can differ by hours
-    device = choose_device(arguments.device)
     model, processor = load(arguments, device)
+    tell_image_tokens(data, processor.image_token)
+    llm_weights = digest_llm(model)
     generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
     scores: dict[str, dict[str, Any]] = {}
     for tower, where in towers.items():
@@ -189,7 +221,7 @@ def run(arguments: argparse.Namespace) -> None:
             for control in (None, *arguments.controls):
                 name = name_of(tower, control)
                 if name not in scores:
-                    scores[name] = answer_and_score(answerer, data, arguments, name, where, control, state)
+                    scores[name] = answer_and_score(answerer, data, arguments, name, where, control, state, llm_weights)
     if not state.is_main_process:
         return
     print_scores(f"{arguments.model} on {data.name}, split {data.split}", list(scores.items()))
@@ -265,10 +297,20 @@ def open_data(arguments: argparse.Namespace) -> Any:
     if arguments.data is None:
         raise ValueError("name the questions: --data mini, or DIR with problems.json, pid_splits.json and images/")
     data = open_scienceqa(arguments.data, arguments.split)
+    if first := next((problem for problem in data.problems if problem.has_image), None):
+        data.load_image(first)  # or raise now, not after the model is loaded
     if arguments.limit is None:
         return data
     chosen = random.Random(arguments.seed).sample(range(len(data.problems)), min(arguments.limit, len(data.problems)))
     return dataclasses.replace(data, problems=[data.problems[index] for index in sorted(chosen)])
+
+
+def tell_image_tokens(data: Any, token: str) -> None:
+    """Say so where a question's own text says what stands for a picture in a prompt."""
+    from sf_llava.data.scienceqa import ask
+
+    if said := [problem.id for problem in data.problems if token in ask(problem)]:
+        print(f"{len(said):,} questions say {token} (the first: {said[0]}): left out, as LLaVA's own evaluation does")
 
 
 def load(arguments: argparse.Namespace, device: Any) -> Any:
@@ -294,6 +336,7 @@ def answer_and_score(
     tower: str,
     control: str | None,
     state: Any,
+    llm_weights: str,
 ) -> dict[str, Any]:
     """Answer through one tower under one control, with progress, and score."""
     from sf_llava.evaluation.scienceqa import answer_all
@@ -302,7 +345,7 @@ def answer_and_score(
     from sf_llava.metrics import scienceqa
 
     settings = {name: getattr(arguments, name) for name in DECISIVE}
-    settings["llm_weights"] = digest_weights(answerer.model.lm_head)  # stands for the whole LLM
+    settings["llm_weights"] = llm_weights
     if control != "blind":
         weights = digest_weights(answerer.model.model.vision_tower)
         settings |= {"tower": tower, "placed": answerer.num_patches is not None, "tower_weights": weights}

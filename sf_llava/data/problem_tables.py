@@ -32,7 +32,7 @@ class Table:
 
     Attributes:
         name: of it, for messages.
-        rows: of the table; at least one.
+        rows: of the table.
         folder: where relative paths of pictures begin, None for the working directory.
     """
 
@@ -49,8 +49,8 @@ def open_table(name: str, kind: str, where: str, split: str) -> ScienceQA:
     Raises:
         ValueError: a file cannot be read, lacks a column, or holds a row that is no problem; the message names it.
     """
-    tables = [table for table in _load(name, kind, where, split) if len(table.rows)]
-    if not tables:
+    tables = list(_load(name, kind, where, split))
+    if not any(len(table.rows) for table in tables):
         raise ValueError(f"{name} has no rows")
     problems: list[Problem] = []
     places: dict[str, tuple[Table, str, int]] = {}
@@ -91,7 +91,8 @@ def _load(name: str, kind: str, where: str, split: str) -> Iterator[Table]:
         yield Table(name, _load_hub(name, where, split))
         return
     for file in find_files(where, ".parquet"):
-        yield Table(file, _load_parquet(file), Path(file).parent)
+        if (rows := _load_parquet(file)) is not None:
+            yield Table(file, rows, Path(file).parent)
 
 
 def _load_hub(name: str, where: str, split: str) -> "Dataset":
@@ -105,10 +106,14 @@ def _load_hub(name: str, where: str, split: str) -> "Dataset":
         ) from error
 
 
-def _load_parquet(file: str) -> "Dataset":
+def _load_parquet(file: str) -> "Dataset | None":
+    """Open one file, None where it has no rows, which ``datasets`` refuses."""
     import datasets
+    import pyarrow.parquet
 
     try:
+        if not pyarrow.parquet.read_metadata(file).num_rows:
+            return None
         return datasets.load_dataset("parquet", data_files=glob.escape(file), split="train")
     except Exception as error:  # whatever arrow finds in broken bytes
         raise ValueError(f"{file} cannot be read as parquet: {_reason(error)}") from error

@@ -20,7 +20,7 @@ from sf_llava.checkpoints.conversations import chat_template
 from sf_llava.data.predictions import read_log
 from sf_llava.data.problems import Problem, ask
 from sf_llava.data.scienceqa import ScienceQA, shuffle_images
-from sf_llava.evaluation.store import digest_texts
+from sf_llava.evaluation.store import digest_texts, digest_weights
 from sf_llava.files import locked, read_json, write_bytes, write_json, writing
 from sf_llava.plugin.positions import generate_in_place
 from sf_llava.plugin.tokens import encode_prompts
@@ -108,6 +108,12 @@ class Answerer:
         else:
             new = generate_in_place(self.model, inputs, self.num_patches, **options)
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def digest_llm(model: LlavaForConditionalGeneration) -> str:
+    """Digest the weights of a LLaVA without its vision tower: projector, LLM, head."""
+    parts = (model.model.multi_modal_projector, model.model.language_model, model.lm_head)
+    return digest_texts(*map(digest_weights, parts))
 
 
 def answer_all(

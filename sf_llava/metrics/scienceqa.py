@@ -112,6 +112,21 @@ def score(questions: Sequence[Question], texts: Mapping[str, str]) -> dict[str, 
     }
 
 
+def is_score(value: Mapping[str, Any]) -> bool:
+    """Whether a mapping read from a file is what :func:`score` returns."""
+    answers = value.get("answers")
+    counts = ("total", "correct", "image_total", "image_correct", "unparsed", "missing")
+    return (
+        all(isinstance(value.get(name), int) for name in counts)
+        and {"accuracy", "image_accuracy", "interval", "image_interval", "breakdown"} <= value.keys()
+        and isinstance(answers, Mapping)
+        and all(
+            isinstance(answer, Mapping) and {"predicted", "correct", "image"} <= answer.keys()
+            for answer in answers.values()
+        )
+    )
+
+
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Compare two scores over the same questions: ``first`` minus ``second``.
 

@@ -43,6 +43,17 @@ def test_an_answer_is_read_by_llavas_rules(text, index):
     assert parse_answer(text, 3) == index
 
 
+def test_letters_beyond_e_are_read_where_there_are_so_many_choices():
+    texts = ("F", "F. because", "The answer is F.", "G")
+    assert [parse_answer(text, 6) for text in texts] == [5, 5, 5, FAILED]
+    assert [parse_answer(text, 5) for text in texts] == [FAILED] * 4
+    assert parse_answer("F. The answer is A.", 5) == 0 != parse_answer("F. The answer is A.", 6)
+
+
+def test_predictions_for_other_questions_are_counted():
+    assert score([Item("1")], {"1": "A", "2": "A", "3": "B"})["unknown"] == 2
+
+
 def test_missing_and_unparsed_answers_are_wrong_and_counted_and_modality_is_the_datas():
     questions = [
         Item("1", 0, has_image=True),

@@ -64,6 +64,55 @@ def test_three_forms_of_predictions_are_read(tmp_path):
     assert read_predictions(tmp_path / "one.jsonl") == {"1": "A"}
 
 
+ENTRY = '{"question_id": "1", "text": "A"}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{ENTRY}]",
+        f"[\n  {ENTRY}\n]",
+        '{"1": "A"}',
+        '{"question_id": 1, "text": "A"}',
+        '{"question_id": 1.0, "text": "A"}',
+        f"\ufeff{ENTRY}\n",
+        f"{ENTRY}\r\n\r\n",
+        f"  {ENTRY}  \n \n",
+        f"{ENTRY}\n{ENTRY}\n",
+    ],
+)
+def test_predictions_are_read_in_every_usual_form(text, tmp_path):
+    (tmp_path / "a.json").write_bytes(text.encode())
+    assert read_predictions(tmp_path / "a.json") == {"1": "A"}
+    (tmp_path / "b.json").write_bytes(text.removeprefix("\ufeff").encode("utf-16"))
+    assert read_predictions(tmp_path / "b.json") == {"1": "A"}
+
+
+def test_different_answers_to_one_question_are_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{ENTRY}\n{ENTRY.replace('A', 'B')}\n")
+    with pytest.warns(UserWarning, match=r"answers 1 question\(s\) more than once and differently \(the first: 1\)"):
+        assert read_predictions(tmp_path / "a.jsonl") == {"1": "B"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"id": 1}]', "entry 1 is no prediction with question_id and text"),
+        ("[1]", "entry 1 is no prediction"),
+        ('{"1": 0}', "the output of 1 is no text"),
+        ("5", "line 1 is no prediction"),
+        (f"{ENTRY}\nhello\n{ENTRY}", "line 2 is no prediction with question_id and text: 'hello'"),
+        ('{"question_id": null, "text": "A"}', "line 1 has no id"),
+        ("[" * 100_000, "line 1 is no prediction"),
+    ],
+)
+def test_predictions_of_another_form_are_refused_with_the_forms(text, message, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_predictions(tmp_path / "a.json")
+    assert "JSON lines" in str(error.value) or "expected a text or a whole number" in str(error.value)
+
+
 def test_an_answer_may_hold_any_line_separator_of_unicode(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question_id": "1", "text": "A\u2028\u0085B"}\n', encoding="utf-8")
     assert read_predictions(tmp_path / "a.jsonl") == {"1": "A\u2028\u0085B"}
@@ -115,4 +164,43 @@ def test_what_is_broken_is_one_clear_sentence(tmp_path):
         open_scienceqa(str(folder))
     (folder / "problems.json").write_text(json.dumps(problems | {"105": problems["105"] | {"answer": 7}}))
     with pytest.raises(ValueError, match=r"problem 105 of .* has 3 choices and the answer 7"):
+        open_scienceqa(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ("[]", "pid_splits.json holds no JSON object: expected lists of ids by the names of splits"),
+        ('{"test": "100"}', "split test of .* is no list of ids"),
+        ('{"test": [null]}', "entry 1 of split test of .* has no id"),
+    ],
+)
+def test_a_file_of_splits_of_another_form_is_one_sentence(splits, message, tmp_path):
+    folder = write_scienceqa(tmp_path)
+    (folder / "pid_splits.json").write_text(splits)
+    with pytest.raises(ValueError, match=message):
+        open_scienceqa(str(folder))
+
+
+def test_ids_may_be_numbers_and_files_may_begin_with_a_mark(tmp_path):
+    folder = write_scienceqa(tmp_path)
+    (folder / "pid_splits.json").write_text('\ufeff{"test": [100, 101]}', encoding="utf-8")
+    assert [problem.id for problem in open_scienceqa(str(folder)).problems] == ["100", "101"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": 5}, "problem 100 of .* has the image 5: expected the name of a file"),
+        ({"image": "../../secret.png"}, "has the image '../../secret.png': expected the name of a file"),
+        ({"image": "/dev/zero"}, "has the image '/dev/zero'"),
+        ({"image": None, "img": "image.png"}, "problem 100 of .* has no 'image' but 'img'"),
+    ],
+)
+def test_pictures_that_are_no_names_of_files_are_refused(change, message, tmp_path):
+    folder = write_scienceqa(tmp_path)
+    problems = json.loads((folder / "problems.json").read_text())
+    problems["100"] |= change
+    (folder / "problems.json").write_text(json.dumps(problems))
+    with pytest.raises(ValueError, match=message):
         open_scienceqa(str(folder))

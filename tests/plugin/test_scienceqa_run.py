@@ -182,11 +182,19 @@ def test_a_saved_llava_with_our_tower_is_asked_through_it_alone(files, llava, pr
     assert json.loads((tmp_path / "alone" / "original" / "score.json").read_text())["missing"] == 0
 
 
-@pytest.mark.parametrize("wrong", [["--limit", "-3"], ["--batch-size", "0"], ["--temperature", "-1"]])
-def test_numbers_out_of_range_are_usage_errors(wrong, files, tmp_path, capsys):
+@pytest.mark.parametrize("flag", ["--limit", "--batch-size", "--max-new-tokens", "--temperature", "--seed"])
+@pytest.mark.parametrize("number", ["-1", "nan", "inf", "1e999", "x", "", "9" * 40])
+def test_numbers_out_of_range_are_usage_errors(flag, number, files, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([*command(files, tmp_path), *wrong])
-    assert "must be at least 1" in capsys.readouterr().err
+        main([*command(files, tmp_path), flag, number])
+    assert f"argument {flag}: expected a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--limit", "0"], ["--batch-size", "0"], ["--temperature", "1e-300"]])
+def test_zeros_and_all_but_zeros_are_usage_errors(flags, files, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*command(files, tmp_path), *flags])
+    assert f"argument {flags[0]}: " in capsys.readouterr().err
 
 
 def test_what_is_no_score_is_not_taken_for_one(tmp_path):
