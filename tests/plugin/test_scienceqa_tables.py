@@ -113,7 +113,7 @@ def test_a_damaged_file_is_named(damage, tmp_path):
 
 
 def test_a_table_without_rows_or_columns_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"a.parquet is no ScienceQA table: it lacks the column\(s\) choices, answer; it"):
+    with pytest.raises(ValueError, match=r"a.parquet is no ScienceQA table: it lacks the column\(s\) choices, answer"):
         open_scienceqa(table(tmp_path / "a.parquet", {"question": "q", "options": ["a"]}))
     Dataset.from_dict({"question": [], "choices": [], "answer": []}).to_parquet(str(tmp_path / "b.parquet"))
     with pytest.raises(ValueError, match=r"b.parquet has no rows"):
