@@ -31,7 +31,9 @@ def choose_models(encoder: str | None, teacher: str | None) -> tuple[str | None,
 def teacher_of(encoder: str) -> str | None:
     """Name the teacher of an encoder that lies in its run directory."""
     run = find_encoder(encoder).parent / "config.json"
-    return read_json(run).get("teacher") if run.is_file() else None
+    config = read_json(run) if run.is_file() else None
+    teacher = config.get("teacher") if isinstance(config, dict) else None
+    return teacher if isinstance(teacher, str) else None
 
 
 def load_models(encoder: str | None, teacher: str, dtype: str, device: torch.device) -> tuple[Teacher, list[Encoder]]:
@@ -47,7 +49,7 @@ def choose_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` ... into this process's device; starts accelerate's processes, if any.
 
     Raises:
-        ValueError: an unknown device, or one that several processes would share.
+        ValueError: an unknown device, one that this machine lacks, or one that several processes would share.
     """
     on_cpu = name == "cpu" or (name == "auto" and not torch.accelerator.is_available())
     state = PartialState(cpu=on_cpu)
@@ -56,6 +58,12 @@ def choose_device(name: str) -> torch.device:
     if state.num_processes > 1:
         raise ValueError(f"{state.num_processes} processes would share device {name!r}: use --device auto")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}: expected auto, cpu or a device of torch (cuda, cuda:1)") from error
+    try:
+        torch.ones(1, device=device).item()  # fails where there is no such device, and on meta, which holds no values
+    except Exception as error:  # each backend has an error of its own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}): use --device auto or cpu") from error
+    return device

@@ -184,7 +184,7 @@ def start(tmp_path, *more):
     return process
 
 
-def test_a_terminated_run_says_what_is_kept_and_goes_on(tmp_path):
+def test_a_terminated_run_says_what_is_kept_and_a_second_one_is_refused(tmp_path):
     process = start(tmp_path)
     part = tmp_path / "out" / "original" / "answers.0.part.jsonl"
     while process.poll() is None and not (part.is_file() and part.stat().st_size):
