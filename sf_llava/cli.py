@@ -134,6 +134,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     warnings.formatwarning = _format_warning
     _raise_on_sigterm()
     try:
+        if "" in argv:
+            before = argv[argv.index("") - 1] if argv.index("") else "the command"
+            raise ValueError(f"the argument after {before} is empty: a variable of the shell may not be set")
         main(argv)
         _flush_output()
     except KeyboardInterrupt as interrupt:

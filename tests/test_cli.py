@@ -37,13 +37,16 @@ def test_values_from_elsewhere_are_held_to_the_same_bounds():
         assert not cli.POSITIVE_INT.admits(value)
 
 
-def script(tmp_path, body, **options):
+def script(tmp_path, body, arguments=(), **options):
     """Start a script whose ``main`` has this body."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     code = f"import os, signal, time\nfrom sf_llava import cli\ndef main(argv):\n{lines}\ncli.run(main)\n"
     (tmp_path / "script.py").write_text(code)
     return subprocess.Popen(
-        [sys.executable, tmp_path / "script.py"], stderr=subprocess.PIPE, text=True, **({"stdout": -1} | options)
+        [sys.executable, tmp_path / "script.py", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        **({"stdout": -1} | options),
     )
 
 
@@ -98,6 +101,17 @@ def test_every_error_is_one_line_and_status_2(raised, said, tmp_path):
     process = script(tmp_path, f"raise {raised}")
     _, err = process.communicate(timeout=30)
     assert err.startswith(said) and err.count("\n") == 1 and process.returncode == 2
+
+
+def test_an_empty_argument_is_a_mistake(tmp_path):
+    process = script(tmp_path, "print('ran')", arguments=["--output", ""])
+    out, err = process.communicate(timeout=30)
+    assert err.startswith("error: the argument after --output is empty") and not out and process.returncode == 2
+
+
+def test_a_warning_is_one_line(tmp_path):
+    process = script(tmp_path, "import warnings\nwarnings.warn('three lines\\nare damaged')")
+    assert process.communicate(timeout=30) == ("", "note: three lines are damaged\n")
 
 
 def test_a_full_disk_behind_the_output_is_told(tmp_path):

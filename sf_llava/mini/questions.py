@@ -17,6 +17,7 @@ from .text_questions import text_draft
 from .world import SPLITS, WORLD_SEED, draw_scene
 
 DEFAULT_SIZE = 600
+MAX_SIZE = 1_000_000
 _PICTURE, _TEXT = 2, 3  # beside the numbers of the world's domains in the keys of random numbers
 _FIRST_PICTURE = 1_000_000  # apart from the diagrams that encoders train and are validated on
 
@@ -74,9 +75,11 @@ def open_questions(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the drawn world has {', '.join(SPLITS)}")
-    size = size or DEFAULT_SIZE
-    if not str(size).isdecimal():
-        raise ValueError(f"no data set 'mini:{size}': expected mini or mini:N with a number of questions")
+    size = DEFAULT_SIZE if size == "" else size
+    if not str(size).isdecimal() or len(str(size)) > len(str(MAX_SIZE)) or not 1 <= int(size) <= MAX_SIZE:
+        raise ValueError(
+            f"no data set 'mini:{size}': expected mini or mini:N with a number of questions, 1 to {MAX_SIZE:,}"
+        )
     problems = [
         describe_picture(index, split, seed) if described and index % 4 == 0 else draw_problem(index, split, seed)
         for index in range(int(size))

@@ -159,6 +159,9 @@ def test_unknown_splits_and_sizes_are_refused():
         open_scienceqa("mini", "dev")
     with pytest.raises(ValueError, match="no data set 'mini:many': expected mini or mini:N"):
         open_scienceqa("mini:many")
+    for size in ("0", "1000001", "9" * 5000):
+        with pytest.raises(ValueError, match="1 to 1,000,000"):
+            open_scienceqa(f"mini:{size}")
 
 
 def test_every_second_picture_is_to_be_described_where_that_is_asked_for():
