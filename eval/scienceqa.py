@@ -211,8 +211,7 @@ def answer(arguments: argparse.Namespace, towers: dict[str, str], state: Any, de
     transformers.utils.logging.disable_progress_bar()
     data = open_data(arguments)
     model, processor = load(arguments, device)
-    tell_image_tokens(data, processor.image_token)
-    llm_weights = digest_llm(model)
+    llm = digest_llm(model)
     generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
     scores: dict[str, dict[str, Any]] = {}
     for tower, where in towers.items():
@@ -221,7 +220,7 @@ def answer(arguments: argparse.Namespace, towers: dict[str, str], state: Any, de
             for control in (None, *arguments.controls):
                 name = name_of(tower, control)
                 if name not in scores:
-                    scores[name] = answer_and_score(answerer, data, arguments, name, where, control, state, llm_weights)
+                    scores[name] = answer_and_score(answerer, data, arguments, name, where, control, state, llm)
     if not state.is_main_process:
         return
     print_scores(f"{arguments.model} on {data.name}, split {data.split}", list(scores.items()))
@@ -305,14 +304,6 @@ def open_data(arguments: argparse.Namespace) -> Any:
     return dataclasses.replace(data, problems=[data.problems[index] for index in sorted(chosen)])
 
 
-def tell_image_tokens(data: Any, token: str) -> None:
-    """Say so where a question's own text says what stands for a picture in a prompt."""
-    from sf_llava.data.scienceqa import ask
-
-    if said := [problem.id for problem in data.problems if token in ask(problem)]:
-        print(f"{len(said):,} questions say {token} (the first: {said[0]}): left out, as LLaVA's own evaluation does")
-
-
 def load(arguments: argparse.Namespace, device: Any) -> Any:
     """Load the LLaVA and its processor."""
     from sf_llava.checkpoints.llava import load_llava
@@ -336,7 +327,7 @@ def answer_and_score(
     tower: str,
     control: str | None,
     state: Any,
-    llm_weights: str,
+    llm: str,
 ) -> dict[str, Any]:
     """Answer through one tower under one control, with progress, and score."""
     from sf_llava.evaluation.scienceqa import answer_all
@@ -345,7 +336,7 @@ def answer_and_score(
     from sf_llava.metrics import scienceqa
 
     settings = {name: getattr(arguments, name) for name in DECISIVE}
-    settings["llm_weights"] = llm_weights
+    settings["llm_weights"] = llm
     if control != "blind":
         weights = digest_weights(answerer.model.model.vision_tower)
         settings |= {"tower": tower, "placed": answerer.num_patches is not None, "tower_weights": weights}

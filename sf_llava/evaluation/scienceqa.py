@@ -131,6 +131,8 @@ def answer_all(
 ) -> dict[str, str]:
     """Answer every problem of ``data`` that ``output`` does not hold yet; return all answers by id.
 
+    Warns of damaged lines in ``output``, and of questions that say ``<image>`` themselves.
+
     Args:
         answerer: the model.
         data: problems and pictures.
@@ -149,6 +151,12 @@ def answer_all(
     """
     problems = [problem for problem in data.problems if problem.has_image or control is None]
     prompts = {problem.id: answerer.prompt(problem, problem.has_image and control != "blind") for problem in problems}
+    if said := [problem.id for problem in problems if answerer.processor.image_token in ask(problem)]:
+        warnings.warn(
+            f"{len(said):,} question(s) say {answerer.processor.image_token} in their own text (the first: {said[0]}): "
+            "it is left out, as LLaVA's own evaluation does",
+            stacklevel=2,
+        )
     asked = digest_texts(*(part for pair in prompts.items() for part in pair))
     with locked(output) if rank == 0 else nullcontext():
         if rank == 0:
