@@ -4,11 +4,11 @@ Pictures in one flat folder take their classes from a file beside or above them 
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
+from sf_llava import files
 from sf_llava.data.images import (
     EXTENSIONS,
     CorruptImageError,
@@ -19,6 +19,7 @@ from sf_llava.data.images import (
     split_of,
 )
 from sf_llava.data.label_files import NAMES, find_label_file, read_label_file
+from sf_llava.data.paths import walk
 
 
 class FolderImages:
@@ -31,42 +32,58 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int) -> Image.Image:
+    def read(self, index: int) -> bytes:
         try:
-            data = (self.root / self.paths[index]).read_bytes()
+            return files.read_bytes(self.root / self.paths[index])
         except OSError as error:
             raise CorruptImageError(f"{self.describe(index)}: {error.strerror}") from error
-        return decode(data, self.describe(index))
+
+    def load(self, index: int) -> Image.Image:
+        return decode(self.read(index), self.describe(index))
 
     def describe(self, index: int) -> str:
         return printable(self.paths[index])
 
 
 def open_images(where: str) -> FolderImages:
-    """Find every picture below ``where``.
+    """Find every picture below ``where``; a folder that links lead to as well is read once.
 
     Raises:
-        ValueError: not a folder, or no file below it has the extension of a picture.
+        ValueError: not a folder, one that cannot be read, or no file below it has the extension of a picture.
     """
-    root = Path(where).expanduser()
-    if not root.is_dir():
-        reason = "it is a file" if root.exists() else "there is no such folder"
+    return _find(where)[0]
+
+
+def _find(where: str) -> tuple[FolderImages, list[tuple[str, str]]]:
+    """Find the pictures, and the links that were not followed (see ``walk``)."""
+    root = os.path.abspath(os.path.expanduser(where))
+    if not os.path.isdir(root):
+        reason = "it is a file" if os.path.exists(root) else "there is no such folder"
         raise ValueError(f"{where!r} cannot be opened as a folder of images: {reason}")
-    paths = sorted(_scan(os.path.abspath(root), "", ()))
+    found, repeated = walk(root)
+    # Broken links and pipes stay in the list, to be skipped and named like any other unreadable picture.
+    paths = sorted(path for path in found if path.lower().endswith(EXTENSIONS))
     if not paths:
         raise ValueError(
             f"no images below {where!r}: looked in it and all its folders for files ending in {' '.join(EXTENSIONS)}"
         )
-    return FolderImages(root.absolute(), PackedStrings(paths))
+    return FolderImages(Path(root), PackedStrings(paths)), repeated
 
 
 def open_labelled(where: str) -> LabelledImages:
     """Find every picture below ``where``; its class is the first-level folder, or stands in a file of classes.
 
     Raises:
-        ValueError: no pictures, pictures beside folders, a flat folder without a readable file of classes.
+        ValueError: no pictures, pictures beside folders, a flat folder without a readable file of classes, a folder
+            that links put into two classes.
     """
-    images = open_images(where)
+    images, repeated = _find(where)
+    for link, first in repeated:
+        if first and link.split("/")[0] != first.split("/")[0]:
+            raise ValueError(
+                f"{where!r}: {link!r} links to the same folder as {first!r}, so that its pictures would have two "
+                "classes: remove the link"
+            )
     if all("/" not in path for path in images.paths):
         return _label_flat(where, images)
     folders = []
@@ -92,26 +109,3 @@ def _label_flat(where: str, images: FolderImages) -> LabelledImages:
         )
     return LabelledImages(images, *read_label_file(path, list(images.paths)))
 
-
-def _scan(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Yield picture paths below ``folder`` relative to the root; a link back to a folder ``above`` is not followed."""
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                yield from _scan(entry.path, f"{prefix}{entry.name}/", (*above, identity))
-            # A broken link stays in the list, to be skipped and named like any other unreadable picture.
-            elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_symlink() or entry.is_file()):
-                yield prefix + entry.name
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or to a place that may not be read
-        return False

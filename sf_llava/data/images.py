@@ -1,7 +1,8 @@
 """What a source of images is, and how encoded bytes become an RGB picture.
 
 Every source (``folder``, ``parquet``, ``hub``, ``shards``, the drawn world) is map-style: it knows its length, loads
-any item, and names it. Sources hold names and offsets, never open files or pictures, so they pickle and fork cheaply.
+any item, and names it; all but the drawn world also give its encoded bytes (``read``). Sources hold names and offsets,
+never open files or pictures, so they pickle and fork cheaply.
 """
 
 import functools
@@ -20,6 +21,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif",
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 # Pillow's own bound against decompression bombs, checked here too because other libraries lift Pillow's.
 MAX_PIXELS = 178_956_970
+MAX_CLASSES = 1_000_000
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF files
 
 
 class CorruptImageError(ValueError):
@@ -57,6 +60,8 @@ class LabelledImages:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.source):
             raise ValueError(f"there are {len(self.labels)} labels but {len(self.source)} images")
+        if blank := [number for number, name in enumerate(self.class_names) if not name.strip()]:
+            raise ValueError(f"class {blank[0]} of {len(self.class_names)} has a blank name: give it one")
         if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.class_names):
             raise ValueError(
                 f"labels run from {min(self.labels)} to {max(self.labels)} but there are {len(self.class_names)} "
@@ -71,6 +76,18 @@ class LabelledImages:
 
     def describe(self, index: int) -> str:
         return self.source.describe(index)
+
+
+def number_names(numbers: Iterable[int]) -> list[str]:
+    """Name classes that a data set only numbers: ``0``, ``1``, ... up to the largest of ``numbers``.
+
+    Raises:
+        ValueError: a number that no data set's classes reach.
+    """
+    largest = max(numbers, default=-1)
+    if largest >= MAX_CLASSES:
+        raise ValueError(f"a picture has class {largest:,}; classes are numbered from 0 to {MAX_CLASSES - 1:,} at most")
+    return [str(number) for number in range(largest + 1)]
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -106,18 +123,48 @@ def _reason(error: Exception) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB.
+    """Convert a picture of 8 or 16 bits a channel to RGB.
 
     Unlike ``image.convert("RGB")``, 16-bit greyscale keeps its high byte; Pillow turns every value above 255 white.
+
+    Raises:
+        TypeError: no Pillow picture.
+        ValueError: it cannot be decoded, or its mode does not say which values are black and white (32-bit, float).
     """
-    if image.mode == "RGB":
+    if not isinstance(image, Image.Image):
+        kind = f"{type(image).__module__}.{type(image).__name__}"
+        raise TypeError(f"expected a Pillow picture, got {kind}: Image.fromarray makes one of (H, W, 3) uint8")
+    try:
         image.load()
+    except Exception as error:  # see decode
+        raise ValueError(f"the picture cannot be decoded: {_reason(error)}") from error
+    if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = _high_byte(image)
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"a picture of mode {image.mode} (32 bits a pixel) does not say which values are black and white: convert "
+            "it to 8 or 16 bits"
+        )
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours as without this step, but without Pillow's warning
-    return image.convert("RGB")
+    elif image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())  # Pillow has no direct way
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"a picture of mode {image.mode} cannot be converted to RGB ({error})") from error
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """Take the upper 8 of a grey picture's 16 bits, or of the 12 that a TIFF file may have; there 0 may be white."""
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(image).astype(np.uint16)
+    values >>= tags.get(BITS_PER_SAMPLE, (16,))[0] - 8
+    if tags.get(PHOTOMETRIC) == 0:
+        values = 255 - values
+    return Image.fromarray(values.astype(np.uint8))
 
 
 class PackedStrings:

@@ -7,13 +7,18 @@ Four forms are read, told apart by their content:
     ILSVRC2012_val_00048981,n03995372 85 1 499 272 ...      LOC_val_solution.csv
     n01751748                                               synset ids alone, in the order of the files' names
 
-The development kit's list of numbers alone is refused: they count synsets in an order that only its meta.mat tells.
+The class is the last word of a line, after spaces, a tab or a comma: file names may hold these too. The development
+kit's list of numbers alone is refused: they count synsets in an order that only its meta.mat tells.
 """
 
+import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+
+from sf_llava import files
+from sf_llava.data.images import EXTENSIONS, number_names
 
 NAMES = (
     "val.txt",
@@ -22,13 +27,16 @@ NAMES = (
     "ILSVRC2012_validation_ground_truth.txt",
 )
 FOLDERS_ABOVE = 4  # LOC_val_solution.csv stands above ILSVRC/Data/CLS-LOC/val
-SYNSET = re.compile(r"n\d{8}")
+SYNSET = re.compile(r"n[0-9]{8}")
+NUMBER = re.compile(r"[0-9]{1,18}")
+BOXES = re.compile(r"(?P<name>.+?),\s*(?P<label>n[0-9]{8})(?:\s+-?[0-9]+){4}(?:\s+n[0-9]{8}(?:\s+-?[0-9]+){4})*")
+NAME_AND_CLASS = re.compile(r"(?P<name>.*[^\s,])[\s,]+(?P<label>[^\s,]+)")
 
 
 def find_label_file(folder: Path) -> Path | None:
     """Look for a file of classes in a folder and those above it."""
     places = (place / name for place in (folder, *folder.parents[:FOLDERS_ABOVE]) for name in NAMES)
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if os.path.lexists(path)), None)
 
 
 def read_label_file(path: Path, pictures: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -43,26 +51,25 @@ def read_label_file(path: Path, pictures: Sequence[str]) -> tuple[list[int], lis
 
     Raises:
         ValueError: another form, numbers of the development kit, a picture named twice or without a class.
+        OSError: it cannot be read, or is no regular file.
     """
-    text = path.read_text(encoding="utf-8")
-    lines = [re.split(r"[\s,]+", line.strip()) for line in text.splitlines() if line.strip()]
-    if lines and lines[0][0] == "ImageId":
+    lines = [line.strip() for line in files.read_text(path).split("\n") if line.strip()]
+    if lines and re.split(r"[\s,]", lines[0])[0] == "ImageId":
         lines.pop(0)
     if not lines:
         raise ValueError(f"{path} is empty: expected a line with file name and class for every picture")
-    if all(len(line) == 1 for line in lines):
-        classes = _in_order(path, [line[0] for line in lines], len(pictures))
+    if not any(re.search(r"[\s,]", line) for line in lines):
+        classes = _in_order(path, lines, len(pictures))
     else:
         classes = _by_name(path, lines, pictures)
     if all(SYNSET.fullmatch(text) for text in classes):
         class_names = sorted(set(classes))
-    elif all(text.isdecimal() for text in classes):
-        class_names = [str(number) for number in range(max(map(int, classes)) + 1)]
-    else:
-        odd = next(text for text in classes if not SYNSET.fullmatch(text))
-        raise ValueError(f"{path} must name classes by synset ids (n01440764) or by numbers from 0; it has {odd!r}")
-    place = {name: index for index, name in enumerate(class_names)}
-    return [place[text if text in place else str(int(text))] for text in classes], class_names
+        place = {name: index for index, name in enumerate(class_names)}
+        return [place[text] for text in classes], class_names
+    if all(NUMBER.fullmatch(text) for text in classes):
+        return (labels := [int(text) for text in classes]), number_names(labels)
+    odd = next(text for text in classes if not SYNSET.fullmatch(text))
+    raise ValueError(f"{path} must name classes by synset ids (n01440764) or by numbers from 0; it has {odd!r}")
 
 
 def _in_order(path: Path, classes: list[str], count: int) -> list[str]:
@@ -80,14 +87,33 @@ def _in_order(path: Path, classes: list[str], count: int) -> list[str]:
     return classes
 
 
-def _by_name(path: Path, lines: list[list[str]], pictures: Sequence[str]) -> list[str]:
-    if short := [number for number, line in enumerate(lines) if len(line) < 2]:
-        raise ValueError(f"{path}: entry {short[0] + 1} must be a file name and a class; it is {lines[short[0]][0]!r}")
-    stems = [PurePosixPath(line[0]).stem for line in lines]
-    if twice := [stem for stem, times in Counter(stems).items() if times > 1]:
+def _by_name(path: Path, lines: list[str], pictures: Sequence[str]) -> list[str]:
+    by_name, by_stem = defaultdict(list), defaultdict(list)
+    for number, line in enumerate(lines, 1):
+        found = BOXES.fullmatch(line) or NAME_AND_CLASS.fullmatch(line)
+        if found is None:
+            raise ValueError(f"{path}: entry {number} must be a file name and a class; it is {line!r}")
+        name = PurePosixPath(found["name"].strip('"')).name
+        by_name[name].append(found["label"])
+        by_stem[_stem(name)].append(found["label"])
+    pictures_of = defaultdict(list)
+    for picture in pictures:
+        pictures_of[_stem(picture)].append(picture)
+    # By the whole name; by its stem (LOC_val_solution.csv, converted pictures) where only one picture has it.
+    classes = [
+        by_name.get(picture) or (by_stem[stem] if len(pictures_of[stem := _stem(picture)]) == 1 else [])
+        for picture in pictures
+    ]
+    if twice := [picture for picture, own in zip(pictures, classes, strict=True) if len(own) > 1]:
         raise ValueError(f"{path}: {len(twice):,} pictures are listed more than once: {', '.join(twice[:3])}")
-    class_of = {stem: line[1] for stem, line in zip(stems, lines, strict=True)}
-    own = [PurePosixPath(picture).stem for picture in pictures]
-    if missing := [picture for picture, stem in zip(pictures, own, strict=True) if stem not in class_of]:
-        raise ValueError(f"{path} has no class for {len(missing):,} of {len(own):,} pictures: {', '.join(missing[:3])}")
-    return [class_of[stem] for stem in own]
+    if missing := [picture for picture, own in zip(pictures, classes, strict=True) if not own]:
+        raise ValueError(
+            f"{path} has no class for {len(missing):,} of {len(pictures):,} pictures: {', '.join(missing[:3])}"
+        )
+    return [own[0] for own in classes]
+
+
+def _stem(name: str) -> str:
+    """A file's name without a picture's ending; dots may be part of it."""
+    stem, _, ending = name.rpartition(".")
+    return stem if f".{ending.lower()}" in EXTENSIONS else name
