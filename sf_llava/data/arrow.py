@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sf_llava.data.images import CorruptImageError, LabelledImages, decode
+from sf_llava import files
+from sf_llava.data.images import CorruptImageError, LabelledImages, decode, number_names
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -31,19 +32,22 @@ class ArrowImages:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def load(self, index: int) -> Image.Image:
+    def read(self, index: int) -> bytes:
         cell: Any = self.dataset[index][self.column]
         if isinstance(cell, dict):
             path, cell = cell.get("path"), cell["bytes"]
             if cell is None and path:  # hub data sets of loose files
                 try:
-                    with open(path, "rb") as file:
-                        cell = file.read()
-                except OSError as error:
-                    raise CorruptImageError(f"{self.describe(index)}: {path} {error.strerror}") from error
+                    return files.read_bytes(path)
+                except (OSError, ValueError) as error:  # a path that holds a zero byte is a ValueError
+                    reason = getattr(error, "strerror", None) or error
+                    raise CorruptImageError(f"{self.describe(index)}: {path!r}: {reason}") from error
         if cell is None:
             raise CorruptImageError(f"{self.describe(index)}: no image in this row")
-        return decode(cell, self.describe(index))
+        return cell
+
+    def load(self, index: int) -> Image.Image:
+        return decode(self.read(index), self.describe(index))
 
     def describe(self, index: int) -> str:
         return f"{self.name} row {index}"
@@ -90,7 +94,7 @@ def label_images(dataset: "Dataset", images: ArrowImages, column: str) -> Labell
     if isinstance(feature, datasets.ClassLabel) and None not in values:
         return LabelledImages(images, values, feature.names)
     if all(isinstance(value, int) for value in values):
-        return LabelledImages(images, values, [str(number) for number in range(max(values) + 1)])
+        return LabelledImages(images, values, number_names(values))
     if all(isinstance(value, str) for value in values):
         class_names = sorted(set(values))
         index_of = {name: index for index, name in enumerate(class_names)}

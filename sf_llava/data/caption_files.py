@@ -21,7 +21,8 @@ def open_json(path: str, folders: Sequence[str] = ()) -> CaptionedImages:
     Raises:
         ValueError: no such file, a JSON of another kind, ids that occur twice, missing images.
     """
-    if not Path(path).is_file():
+    path = os.path.expanduser(path)
+    if not os.path.lexists(path):
         raise ValueError(f"no caption file {path!r}")
     content = files.read_json(path)
     images = content.get("images") if isinstance(content, dict) else None
@@ -52,13 +53,14 @@ def _read_karpathy(path: str, content: dict, notes: list[str]) -> list[tuple]:
     found = []
     sentences: Counter = Counter()
     for number, image in enumerate(images):
-        name = _field(image, "filename", path, number)
+        name = _file_name(image, "filename", path, number)
         names = [f"{image['filepath']}/{name}", name] if image.get("filepath") else [name]
         own = image["sentences"]
         if not isinstance(own, list) or not all(isinstance(sentence, dict) for sentence in own):
             raise _wrong_kind(path, f"the sentences of its entry {number} are no list of objects with 'raw'")
-        sentences.update(sentence["sentid"] for sentence in own if "sentid" in sentence)
-        found.append((image.get("imgid", name), names, [sentence.get("raw") for sentence in own]))
+        sentences.update(_id(sentence, "sentid", path, number) for sentence in own if "sentid" in sentence)
+        identity = _id(image, "imgid", path, number) if "imgid" in image else name
+        found.append((identity, names, [sentence.get("raw") for sentence in own]))
     check_unique(path, "sentence", sentences)
     if expected and (fewer := [names[0] for _, names, texts in found if len(texts) < CAPTIONS_AN_IMAGE]):
         notes.append(
@@ -79,17 +81,18 @@ def _read_coco(path: str, content: dict, left_out: dict[str, list[str]]) -> list
         raise _wrong_kind(path, f"its annotations hold {', '.join(sorted(annotations[0]))}, but no caption")
     texts = defaultdict(list)
     for number, annotation in enumerate(annotations):
-        image = _field(annotation, "image_id", path, number)
-        texts[image].append((annotation.get("id", number), annotation.get("caption")))
+        image = _id(annotation, "image_id", path, number)
+        own = _id(annotation, "id", path, number) if "id" in annotation else number
+        texts[image].append((own, annotation.get("caption")))
     check_unique(path, "caption", Counter(identity for pairs in texts.values() for identity, _ in pairs))
     found = []
     for number, image in enumerate(content["images"]):
-        identity = _field(image, "id", path, number)
-        names = [_field(image, "file_name", path, number)]
-        found.append((identity, names, [text for _, text in sorted(texts[identity], key=lambda pair: pair[0])]))
+        identity = _id(image, "id", path, number)
+        names = [_file_name(image, "file_name", path, number)]
+        found.append((identity, names, [text for _, text in sorted(texts[identity], key=lambda pair: _order(pair[0]))]))
     strays = texts.keys() - {identity for identity, _, _ in found}
     if strays:
-        orphans = [f"caption {i} (image {image})" for image in sorted(strays) for i, _ in texts[image]]
+        orphans = [f"caption {i} (image {image})" for image in sorted(strays, key=_order) for i, _ in texts[image]]
         left_out["captions whose image is not in the file are left out"] = orphans
     return found
 
@@ -100,7 +103,9 @@ def _find_images(path: str, names: list[list[str]], folders: Sequence[str]) -> F
     for root in roots:
         if not root.is_dir():
             raise ValueError(f"{str(root)!r} is no folder of images")
-    found = [next((file for name in own for root in roots if (file := root / name).is_file()), None) for own in names]
+    found = [
+        next((file for name in own for root in roots if os.path.isfile(file := root / name)), None) for own in names
+    ]
     missing = [own[0] for own, file in zip(names, found, strict=True) if file is None]
     if missing:
         looked = ", ".join(str(root) for root in roots[:4]) + (" ..." if len(roots) > 4 else "")
@@ -124,6 +129,25 @@ def _field(entry: Any, key: str, path: str, number: int) -> Any:
     if not isinstance(entry, dict) or key not in entry:
         raise _wrong_kind(path, f"its entry {number} has no {key!r}")
     return entry[key]
+
+
+def _id(entry: Any, key: str, path: str, number: int) -> int | str:
+    value = _field(entry, key, path, number)
+    if not isinstance(value, int | str):
+        raise _wrong_kind(path, f"the {key!r} of its entry {number} is {value!r}, no whole number or text")
+    return value
+
+
+def _file_name(entry: Any, key: str, path: str, number: int) -> str:
+    value = _field(entry, key, path, number)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise _wrong_kind(path, f"the {key!r} of its entry {number} is {value!r}, no file name")
+    return value
+
+
+def _order(identity: int | str) -> tuple[bool, int | str]:
+    """Numbers by size, then texts."""
+    return isinstance(identity, str), identity
 
 
 def _wrong_kind(path: str, reason: str) -> ValueError:

@@ -118,8 +118,10 @@ def gather(
     image_of: list[int] = []
     ids: Counter[Hashable] = Counter()
     for index, (identity, description, texts) in enumerate(items):
+        if not isinstance(identity, Hashable):
+            raise ValueError(f"{name}: the id of image {description} must be a number or a text; it is {identity!r}")
         ids[identity] += 1
-        good = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+        good = [text.strip() for text in texts if _is_text(text)]
         if len(good) < len(texts):
             left_out.setdefault("captions that are blank or no text are left out, of", []).append(description)
         if len(good) > CAPTIONS_AN_IMAGE:
@@ -136,6 +138,11 @@ def gather(
     if not kept:
         raise ValueError(f"{name} has no image with a caption ({sum(ids.values())} images without)")
     return kept, captions, image_of
+
+
+def _is_text(value: object) -> bool:
+    """Whether a caption can be asked about: not blank, and without halves of characters, which no tokenizer takes."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def check_unique(name: str, what: str, ids: Counter) -> None:

@@ -1,9 +1,9 @@
 """Data sets by name: one place that knows which names exist and which module opens them."""
 
 import importlib
-from pathlib import Path
+import os
 
-from sf_llava.data.images import ImageSource, LabelledImages
+from sf_llava.data.images import EXTENSIONS, ImageSource, LabelledImages
 
 MODULES = {
     "folder": "sf_llava.data.folder",
@@ -43,18 +43,21 @@ def resolve(name: str) -> tuple[str, str]:
     kind, colon, where = name.partition(":")
     if kind in MODULES and (bool(where) or (kind == "mini" and not colon)):
         return kind, where
-    path = Path(name).expanduser()
-    suffix = path.suffix.lower()
-    if path.is_file() and suffix in (".parquet", ".tar"):
+    path = os.path.expanduser(name)
+    suffix = os.path.splitext(path)[1].lower()
+    if os.path.isfile(path) and suffix in (".parquet", ".tar"):
         return {".parquet": "parquet", ".tar": "webdataset"}[suffix], name
-    if path.is_dir():
+    if os.path.isdir(path):
         return _kind_of_folder(path), name
-    hint = f"; {name} is a file, and only .parquet and .tar files are data sets" if path.is_file() else ""
+    hint = f"; {name} is a file, and only .parquet and .tar files are data sets" if os.path.isfile(path) else ""
     raise ValueError(f"unknown data set {name!r}{hint}: expected {VALID}")
 
 
-def _kind_of_folder(path: Path) -> str:
-    for kind, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
-        if next(path.glob(pattern), None):
-            return kind
-    return "folder"
+def _kind_of_folder(path: str) -> str:
+    endings = {"parquet": (".parquet",), "webdataset": (".tar",), "folder": EXTENSIONS}
+    with os.scandir(path) as entries:
+        names = [entry.name.lower() for entry in entries if not entry.name.startswith(".")]
+    kinds = [kind for kind, ends in endings.items() if any(name.endswith(ends) for name in names)]
+    if len(kinds) > 1:
+        raise ValueError(f"{path} holds data of several kinds: say which is meant, {' or '.join(kinds)}:{path}")
+    return kinds[0] if kinds else "folder"

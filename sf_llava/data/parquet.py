@@ -33,20 +33,19 @@ def open_labelled(where: str) -> LabelledImages:
 def _inspect(where: str) -> tuple[list[str], "Features"]:
     """Find the files that hold rows, reading every footer; the first one's schema describes all."""
     import datasets
-    import pyarrow
     import pyarrow.parquet
 
     schemas = {}
     for file in find_files(where, ".parquet"):
         try:
             metadata = pyarrow.parquet.read_metadata(file)
-        except pyarrow.ArrowInvalid as error:
+            if metadata.num_rows:
+                schemas[file] = datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
+        except Exception as error:  # a damaged footer raises ArrowInvalid, OSError, UnicodeDecodeError, KeyError and more
             raise ValueError(f"{file} is not a complete parquet file ({error}); fetch it again") from error
-        if metadata.num_rows:
-            schemas[file] = metadata.schema.to_arrow_schema()
     if not schemas:
         raise ValueError(f"no images in {where}: its parquet files have no rows")
-    return list(schemas), datasets.Features.from_arrow_schema(next(iter(schemas.values())))
+    return list(schemas), next(iter(schemas.values()))
 
 
 def _read(files: list[str], columns: list[str], where: str) -> "Dataset":
@@ -55,5 +54,6 @@ def _read(files: list[str], columns: list[str], where: str) -> "Dataset":
     patterns = [glob.escape(file) for file in files]
     try:
         return datasets.load_dataset("parquet", data_files=patterns, columns=columns, split="train")
-    except datasets.exceptions.DatasetsError as error:
-        raise ValueError(f"parquet:{where} cannot be read: {error.__cause__ or error}") from error
+    except Exception as error:  # DatasetsError about most damage, pyarrow's and Python's own about the rest
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(f"parquet:{where} cannot be read: {reason}; if a file is damaged, fetch it again") from error

@@ -1,23 +1,37 @@
 """``webdataset:PATTERN``: pictures inside local tar shards, read at random through an index of the tar members.
 
 The index is built once from the tar headers and kept in the cache folder (``XDG_CACHE_HOME``, else ``~/.cache``), so
-that shards behave like any other source: fixed order, exact shuffling, exact resuming. A sample's picture is its member
-with a picture's extension (``jpg`` before ``depth.png``); its class, for evaluation only, the number in ``.cls``.
+that shards behave like any other source: fixed order, exact shuffling, exact resuming. As in webdataset, a name's first
+dot ends the sample's key. A sample's picture is its member with a picture's extension (``0.jpg``; ``0.depth.png`` beside
+it is passed by, and told); where there is none, names hold dots of their own, and every picture is one (``v1.0_0.jpg``).
+Its class, for evaluation only, is the number in ``.cls``.
 """
 
 import contextlib
 import hashlib
 import io
+import json
 import os
-import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from sf_llava.data.images import EXTENSIONS, CorruptImageError, LabelledImages, PackedStrings, decode, printable
+from sf_llava.data.images import (
+    EXTENSIONS,
+    CorruptImageError,
+    LabelledImages,
+    PackedStrings,
+    decode,
+    number_names,
+    printable,
+)
 from sf_llava.data.paths import find_files
-from sf_llava.files import write_bytes
+from sf_llava.data.tar_index import list_pictures
+from sf_llava.files import MAX_BYTES, read_text, write_bytes
+
+INDEX_VERSION = 2  # of the rules by which pictures are found: an index of other rules is not taken up
 
 
 class ShardImages:
@@ -37,13 +51,17 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self.names)
 
-    def load(self, index: int) -> Image.Image:
+    def read(self, index: int) -> bytes:
         shard, offset, size = self.members[index, :3].tolist()
+        if size > MAX_BYTES:
+            raise CorruptImageError(f"{self.describe(index)}: {size:,} bytes are more than the {MAX_BYTES:,} read")
         try:
-            data = _read(self.shards[shard], offset, size)
+            return _read(self.shards[shard], offset, size)
         except OSError as error:
             raise CorruptImageError(f"{self.describe(index)}: {error.strerror}") from error
-        return decode(data, self.describe(index))
+
+    def load(self, index: int) -> Image.Image:
+        return decode(self.read(index), self.describe(index))
 
     def describe(self, index: int) -> str:
         return printable(f"{os.path.basename(self.shards[self.members[index, 0]])}:{self.names[index]}")
@@ -56,7 +74,14 @@ def open_images(where: str) -> ShardImages:
         ValueError: no shards, a shard that is damaged or compressed, or no picture in any of them.
     """
     shards = [os.path.abspath(shard) for shard in find_files(where, ".tar")]
-    names, members = _load_index(shards)
+    names, members, passed_by = _load_index(shards)
+    if passed_by["count"]:
+        examples = ", ".join(passed_by["first"])
+        warnings.warn(
+            f"webdataset:{where}: {passed_by['count']:,} members that are links, or pictures beside the picture of "
+            f"their sample, are passed by: {examples}{' ...' if passed_by['count'] > len(passed_by['first']) else ''}",
+            stacklevel=3,
+        )
     if not len(names):
         raise ValueError(
             f"no images in {where!r}: looked in {len(shards)} tar files for members ending in {' '.join(EXTENSIONS)}"
@@ -69,15 +94,15 @@ def open_labelled(where: str) -> LabelledImages:
     images = open_images(where)
     labels = []
     for index, (shard, _, _, offset, size) in enumerate(images.members.tolist()):
-        text = _read(images.shards[shard], offset, size).decode("ascii", "replace").strip()
-        if not text.isdigit():
+        text = _read(images.shards[shard], offset, min(size, 100)).decode("ascii", "replace").strip()
+        if not (text.isascii() and text.isdecimal() and len(text) < 19):
             raise ValueError(f"{images.describe(index)} has no class: expected a number in a .cls member, got {text!r}")
         labels.append(int(text))
     folder = Path(images.shards[0]).parent
     for names_file in (folder / "classnames.txt", folder.parent / "classnames.txt"):
-        if names_file.is_file():
-            return LabelledImages(images, labels, names_file.read_text(encoding="utf-8").splitlines())
-    return LabelledImages(images, labels, [str(number) for number in range(max(labels) + 1)])
+        if os.path.lexists(names_file):
+            return LabelledImages(images, labels, [name.strip() for name in read_text(names_file).rstrip().split("\n")])
+    return LabelledImages(images, labels, number_names(labels))
 
 
 def _read(path: str, offset: int, size: int) -> bytes:
@@ -86,50 +111,31 @@ def _read(path: str, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _load_index(shards: list[str]) -> tuple[PackedStrings, np.ndarray]:
-    """Return member names and places, from the cache unless a shard's path, size or time has changed."""
+def _load_index(shards: list[str]) -> tuple[PackedStrings, np.ndarray, dict]:
+    """Return member names, places and what was passed by; from the cache unless a shard's path, size or time changed."""
     states = [(shard, os.stat(shard)) for shard in shards]
-    key = hashlib.sha256(repr([(shard, state.st_size, state.st_mtime_ns) for shard, state in states]).encode())
+    key = [INDEX_VERSION, *((shard, state.st_size, state.st_mtime_ns) for shard, state in states)]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sf_llava"
-    cache = folder / f"shards-{key.hexdigest()}.npz"
-    if cache.is_file():
+    cache = folder / f"shards-{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
+    with contextlib.suppress(Exception):  # none there, or a damaged one (npz has checksums): it is built anew
         with np.load(cache, allow_pickle=False) as stored:
-            return PackedStrings.from_arrays(stored["data"], stored["ends"]), stored["members"]
+            names = PackedStrings.from_arrays(stored["data"], stored["ends"])
+            return names, stored["members"], json.loads(str(stored["passed_by"]))
     names: list[str] = []
     members: list[tuple[int, int, int, int, int]] = []
+    passed_by = {"count": 0, "first": []}
     for number, shard in enumerate(shards):
-        for name, place in _index_shard(shard):
+        pictures, others = list_pictures(shard)
+        for name, place in pictures:
             names.append(name)
             members.append((number, *place))
+        passed_by["count"] += len(others)
+        passed_by["first"] += [printable(f"{os.path.basename(shard)}:{name}") for name in others[:3]]
+        del passed_by["first"][3:]
     packed, table = PackedStrings(names), np.array(members, dtype=np.int64).reshape(-1, 5)
+    data, told = np.frombuffer(packed.data, dtype=np.uint8), json.dumps(passed_by)
     buffer = io.BytesIO()
-    np.savez(buffer, data=np.frombuffer(packed.data, dtype=np.uint8), ends=packed.ends, members=table)
+    np.savez(buffer, data=data, ends=packed.ends, members=table, passed_by=told)
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs the next start its time
         write_bytes(cache, buffer.getvalue())
-    return packed, table
-
-
-def _index_shard(shard: str) -> list[tuple[str, tuple[int, int, int, int]]]:
-    """List the pictures of one tar file: name, and offset and size of the picture and of its ``.cls``."""
-    pictures: dict[str, tuple[str, int, int]] = {}
-    classes: dict[str, tuple[int, int]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # or tarfile would keep every header
-                folder, slash, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                sample = folder + slash + stem
-                if extension.lower() == "cls":
-                    classes[sample] = (member.offset_data, member.size)
-                elif base.lower().endswith(EXTENSIONS):
-                    known = pictures.get(sample)
-                    if known is None or member.name.count(".") < known[0].count("."):
-                        pictures[sample] = (member.name, member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise ValueError(
-            f"{shard} is not a complete, uncompressed tar file ({error}); fetch it again, or unpack it if compressed"
-        ) from error
-    return [(name, (offset, size, *classes.get(sample, (0, 0)))) for sample, (name, offset, size) in pictures.items()]
+    return packed, table, passed_by
