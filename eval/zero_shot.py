@@ -146,8 +146,8 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
             )
     if settings["encoder"] is None:
         print("\nthe teacher alone: python scripts/bootstrap_clip.py makes a student, --encoder DIR names one")
-    if values["labels_matched_by"] == "position":
-        print("\nthe data set's class names are others: labels were matched by their order")
+    for note in values["notes"]:
+        print(f"\nnote: {note}")
     if result.corrupt:
         print(f"\n{len(result.corrupt)} unreadable images left out, the first: {result.corrupt[0]}")
     threads = f", {machine['threads']} thread(s)" if "threads" in machine else ""

@@ -33,7 +33,8 @@ def open_table(kind: str, where: str) -> CaptionedImages:
     rest = dataset.select_columns([column for column in dataset.column_names if column != image_column])
     notes: list[str] = []
     rows = list(range(len(dataset)))
-    if "split" in rest.column_names and len(splits := set(split_of := list(rest["split"]))) > 1 and SPLIT in splits:
+    has_splits = getattr(rest.features.get("split"), "dtype", None) == "string"
+    if has_splits and len(splits := set(split_of := list(rest["split"]))) > 1 and SPLIT in splits:
         rows = [row for row, split in enumerate(split_of) if split == SPLIT]
         notes.append(f"of the splits {', '.join(sorted(map(str, splits)))} in {name}, only {SPLIT} is read")
     id_column = next((column for column in ID_COLUMNS if column in rest.column_names), None)

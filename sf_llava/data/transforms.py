@@ -12,6 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sf_llava.data.images import to_rgb
+
+MAX_RESIZED_PIXELS = 2**26
+"""Of a strip that would become larger, only what the crop keeps is resized: 1 x 200,000 would fill 40 GB."""
+FILTER_RADIUS = 2  # of the widest of these, in pixels of whichever side is coarser
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -46,20 +51,43 @@ class Preprocessing:
             raise ValueError(f"crop_fraction must be in (0, 1], got {self.crop_fraction}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Turn an RGB picture into (3, S, S) float32."""
+        """Turn a picture into (3, S, S) float32.
+
+        Raises:
+            TypeError, ValueError: no Pillow picture, or one that has no RGB (see ``to_rgb``).
+        """
         return self.normalise(self.fit(image))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """Resize the shorter side and crop the centre: an S x S picture."""
+        """Resize the shorter side and crop the centre: an S x S RGB picture."""
+        image = to_rgb(image)
         shorter = math.floor(self.image_size / self.crop_fraction)
         width, height = image.size
         if width <= height:
-            image = self.resize(image, (shorter, int(shorter * height / width)))
+            size = shorter, int(shorter * height / width)
         else:
-            image = self.resize(image, (int(shorter * width / height), shorter))
-        left = round((image.width - self.image_size) / 2)
-        top = round((image.height - self.image_size) / 2)
-        return _crop(image, (left, top, left + self.image_size, top + self.image_size))
+            size = int(shorter * width / height), shorter
+        left, top = (round((side - self.image_size) / 2) for side in size)
+        box = (left, top, left + self.image_size, top + self.image_size)
+        if size[0] * size[1] <= MAX_RESIZED_PIXELS:
+            return _crop(self.resize(image, size), box)
+        return self._resize_part(image, size, box)
+
+    def _resize_part(self, image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+        """Give what ``box`` would cut out of the picture resized to ``size``, from the pixels that it depends on."""
+        kept, parts = [], []
+        for axis, side in enumerate(image.size):
+            scale = side / size[axis]
+            first, last = box[axis] * scale, min(box[axis + 2] * scale, side)
+            margin = FILTER_RADIUS * math.ceil(scale) + 1
+            start, stop = max(0, math.floor(first) - margin), min(side, math.ceil(last) + margin)
+            kept.append((start, stop))
+            parts.append((first - start, last - start))
+        (left, right), (top, bottom) = kept
+        image = image.crop((left, top, right, bottom))
+        (left, right), (top, bottom) = parts
+        square = self.image_size, self.image_size
+        return image.resize(square, INTERPOLATIONS[self.interpolation], box=(left, top, right, bottom))
 
     def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         """Resize to ``size`` (width, height) with this preprocessing's interpolation."""
@@ -97,7 +125,8 @@ class BootstrapTransform:
             raise ValueError(f"ratio must be a range of width / height, got {self.ratio}")
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
-        """Turn an RGB picture into (3, S, S) float32, one random view of it."""
+        """Turn a picture into (3, S, S) float32, one random view of it."""
+        image = to_rgb(image)
         flip = torch.rand((), generator=generator).item() < self.flip
         if self.scale is None:
             image = self.preprocessing.fit(image)

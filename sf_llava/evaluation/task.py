@@ -1,11 +1,13 @@
 """What a zero-shot evaluation asks: which images, which classes, and how embeddings are turned into classes.
 
 Data sets name the same classes differently (ImageNet: synset ids as folders, words in hub data sets, mere numbers), so
-labels are matched by id, by name, by number, or, where counts agree, by position; which is recorded with the result.
+labels are matched by id, by name, by number, or, where counts agree and no name is known, by position; which is
+recorded with the result. Classes of one name stay two, told apart by their order.
 Letters: N images, C classes, E embedding width.
 """
 
 import inspect
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +40,7 @@ class ZeroShotTask:
         labels: the class of each of ``indices``.
         class_names: C names.
         classifier: (C, E) unit rows, or None where the encoders bring classifiers of their own.
-        description: class set, prompts and how labels were matched, for the record.
+        description: class set, prompts, how labels were matched, and notes on what that means, for the record.
     """
 
     images: ImageSource
@@ -72,13 +74,18 @@ def zero_shot_task(
         store: keeps the classifier, found again by the teacher's weights, the names and the prompts.
 
     Raises:
-        ValueError: classes that do not match the data set, a teacher without text tower or classifier, a bad limit.
+        ValueError: no images, classes that do not match the data set, a teacher without text tower or classifier, a bad
+            limit.
     """
+    if not len(images):
+        raise ValueError("the data set has no images to evaluate on")
     if teacher.num_classes:
         if classes or templates:
             raise ValueError(f"{teacher.name} brings its own classifier; class names and templates do not apply to it")
         own = _own_classes(teacher, images)
         labels, matched = match_labels(images, own)
+        if matched == "name":  # the data set's own names, which the teacher does not know
+            matched = "position"
         classifier, prompts = None, ()
     else:
         own = class_set(classes) if classes else find_class_set(images)
@@ -87,13 +94,15 @@ def zero_shot_task(
         total = len(own.class_names)
         classifier = _text_classifier(teacher, own.class_names, prompts, store, lambda count: advance(count, total))
     indices = _draw(len(images), limit, seed)
+    labels = [labels[i] for i in indices]
     description = {
         "classes": own.name,
         "num_classes": len(own.class_names),
         "templates": list(prompts),
         "labels_matched_by": matched,
+        "notes": _notes(own.class_names, labels, matched, has_prompts=bool(prompts)),
     }
-    return ZeroShotTask(images, indices, [labels[i] for i in indices], list(own.class_names), classifier, description)
+    return ZeroShotTask(images, indices, labels, list(own.class_names), classifier, description)
 
 
 def find_class_set(images: LabelledImages) -> ClassSet:
@@ -130,10 +139,8 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
         ValueError: the data set has other classes.
     """
     for by, known in (("id", classes.ids), ("name", classes.class_names)):
-        if set(images.class_names) <= set(known):
-            place = {name: index for index, name in enumerate(known)}
-            translation = [place[name] for name in images.class_names]
-            return [translation[label] for label in images.labels], by
+        if (places := _places(images.class_names, known)) is not None:
+            return [places[label] for label in images.labels], by
     if _are_numbers(images.class_names):
         numbers = [int(name) for name in images.class_names]
         if max(numbers) >= len(classes.class_names):
@@ -142,26 +149,71 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
                 f"{len(classes.class_names)} classes, numbered from 0"
             )
         return [numbers[label] for label in images.labels], "number"
-    if len(images.class_names) == len(classes.class_names):
+    known = {_plain(name) for name in (*classes.class_names, *classes.ids)}
+    unknown = [name for name in images.class_names if _plain(name) not in known]
+    if len(images.class_names) == len(classes.class_names) == len(unknown):
         return list(images.labels), "position"
-    unknown = [name for name in images.class_names if name not in classes.ids and name not in classes.class_names]
+    problem = "their names are there too, but not as often" if not unknown else "not all are found there by name"
     raise ValueError(
-        f"the data set has {len(images.class_names)} classes, {classes.name} has {len(classes.class_names)}, and not "
-        f"all are found there by name: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
+        f"the data set has {len(images.class_names)} classes, {classes.name} has {len(classes.class_names)}, and "
+        f"{problem}: {_list(unknown or _repeated(images.class_names))}. Name them alike with --classes FILE.json"
     )
+
+
+def _places(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
+    """Find every name among ``known``, as it is written or else but for case, underscores and spaces.
+
+    Of several classes of one name the first is found first, the second second. None: not all are found.
+    """
+    for spell in (str, _plain):
+        places_of = defaultdict(list)
+        for place, name in reversed(list(enumerate(known))):
+            places_of[spell(name)].append(place)
+        if spell is _plain and len(places_of) < len(set(known)):
+            return None  # names that differ in spelling alone are different classes
+        if all(len(places_of.get(name, ())) >= count for name, count in Counter(map(spell, names)).items()):
+            return [places_of[spell(name)].pop() for name in names]
+    return None
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _list(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+
+
+def _notes(class_names: Sequence[str], labels: list[int], matched: str, has_prompts: bool) -> list[str]:
+    """Say what a reader of the scores must know about the classes."""
+    notes = []
+    if matched == "position":
+        notes.append("the data set's class names are others: labels were matched by their order")
+    if has_prompts and (names := _repeated(class_names)):
+        first = {name: place for place, name in reversed(list(enumerate(class_names)))}
+        behind = sum(first[class_names[label]] != label for label in labels)
+        notes.append(
+            f"{len(names)} names stand for several classes each ({_list(names)}): their prompts and scores are equal, "
+            f"and the first class wins the tie, so that {behind:,} images of the others count as wrong at top-1"
+        )
+    return notes
 
 
 def _own_classes(teacher: Teacher, images: LabelledImages) -> ClassSet:
     """Name the outputs of a classification teacher: by ImageNet's synset ids where it is one, else by the data set."""
     ids = synset_ids(teacher.num_classes)
     names = images.class_names
-    if len(names) != teacher.num_classes or _are_numbers(names):
+    if len(names) != teacher.num_classes or _are_numbers(names) or not set(ids).isdisjoint(names):
         names = ids or [str(number) for number in range(teacher.num_classes)]
     return ClassSet("the teacher's own", tuple(names), (), ids)
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
-    return all(name.isdecimal() for name in names)
+    return all(name.isdecimal() and len(name) < 10 for name in names)
 
 
 def _text_classifier(

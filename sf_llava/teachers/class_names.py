@@ -82,6 +82,9 @@ def class_set(name: str) -> ClassSet:
     Args:
         name: ``mini``, ``cifar10``, ``imagenet``, ``imagenet-a``, ``imagenet-r``, or a file that holds a list of names
             in the order of the labels, or ``{"class_names": [...], "templates": [...]}``.
+
+    Raises:
+        ValueError: an unknown name, a file of another kind, a blank class name.
     """
     if name in CLASS_SETS:
         return CLASS_SETS[name]()
@@ -91,10 +94,13 @@ def class_set(name: str) -> ClassSet:
     content = read_json(path)
     if isinstance(content, list):
         content = {"class_names": content}
-    names, templates = content.get("class_names"), content.get("templates", list(SIMPLE_TEMPLATES))
-    if not _is_list_of_texts(names) or not _is_list_of_texts(templates):
+    content = {"templates": list(SIMPLE_TEMPLATES)} | content if isinstance(content, dict) else {}
+    if content.keys() != {"class_names", "templates"} or not all(map(_is_list_of_texts, content.values())):
         raise ValueError(f'{path} must hold a list of class names, or {{"class_names": [...], "templates": [...]}}')
-    return ClassSet(str(path), tuple(names), tuple(templates))
+    names = tuple(name.strip() for name in content["class_names"])
+    if "" in names:
+        raise ValueError(f"class {names.index('')} of {len(names)} in {path} has a blank name: give it one")
+    return ClassSet(str(path), names, tuple(content["templates"]))
 
 
 def templates_named(name: str) -> tuple[str, ...]:
