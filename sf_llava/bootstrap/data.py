@@ -1,5 +1,6 @@
 """What a run reads: training images without labels, validation images with classes where they are known."""
 
+import warnings
 from dataclasses import dataclass, replace
 
 from sf_llava.bootstrap.config import BootstrapConfig
@@ -56,7 +57,7 @@ def training_labels(config: BootstrapConfig, teacher: Teacher) -> list[int]:
     """
     if config.data.split(":")[0] == "mini":
         raise ValueError("--class-loss-weight needs labelled training images; the drawn world labels test images only")
-    return zero_shot_task(teacher, open_labelled(config.data), config.classes).labels
+    return _task(teacher, open_labelled(config.data), config).labels
 
 
 def open_validation(
@@ -66,8 +67,15 @@ def open_validation(
     labelled = _open_labelled(config)
     if labelled is None or not (teacher.has_text or teacher.num_classes):
         return ValidationImages(open_images(config.val_data), preprocessing, config.val_images, None), None
-    task = zero_shot_task(teacher, labelled, config.classes)
+    task = _task(teacher, labelled, config)
     return ValidationImages(task.images, preprocessing, config.val_images, task.labels), task
+
+
+def _task(teacher: Teacher, labelled: LabelledImages, config: BootstrapConfig) -> ZeroShotTask:
+    task = zero_shot_task(teacher, labelled, config.classes)
+    for note in task.description["notes"]:
+        warnings.warn(note, stacklevel=2)
+    return task
 
 
 def _open_labelled(config: BootstrapConfig) -> LabelledImages | None:

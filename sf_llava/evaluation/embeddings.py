@@ -16,6 +16,7 @@ from torch import Tensor
 from sf_llava.data import CorruptImageError, ImageSource
 from sf_llava.data.arrow import ArrowImages
 from sf_llava.data.folder import FolderImages
+from sf_llava.data.shards import ShardImages
 from sf_llava.data.subset import Subset
 from sf_llava.evaluation.encoders import Encoder, EncodingPass, share
 from sf_llava.evaluation.store import EmbeddingStore, digest_texts, fingerprint
@@ -63,9 +64,12 @@ def embed_images(
 
     Raises:
         ValueError: no image can be read, or a batch size below 1.
+        RuntimeError: images changed meanwhile.
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    if not len(source):
+        raise ValueError("there are no images to embed")
     state = PartialState()
     keys: list[str] = []
     kept: list[tuple[Tensor, dict] | None] = []
@@ -99,6 +103,8 @@ def embed_images(
                 store.write(key, *entry)
         entries.append(entry)
     note = entries[0][1]
+    if any(other["places"] != note["places"] for _, other in entries):
+        raise RuntimeError("images that could be read before could not now, or the other way round: run it again")
     return ImageEmbeddings([embeds for embeds, _ in entries], note["places"], note["corrupt"], images_per_second)
 
 
@@ -140,11 +146,10 @@ def _contents(source: ImageSource, indices: Iterable[int]) -> Iterable[bytes]:
         return
     for index in indices:
         try:
-            if isinstance(source, FolderImages):
-                yield (source.root / source.paths[index]).read_bytes()
-            elif isinstance(source, ArrowImages):
-                yield repr(source.dataset[index][source.column]).encode()
+            if isinstance(source, FolderImages | ArrowImages | ShardImages):
+                yield source.read(index)
             else:
-                yield source.load(index).tobytes()
-        except (CorruptImageError, OSError) as error:
+                image = source.load(index)
+                yield f"{image.size}".encode() + image.tobytes()
+        except CorruptImageError as error:
             yield str(error).encode()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sf_llava.data import CorruptImageError, ImageSource
+from sf_llava.data.loading import wait_of, watch
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.evaluation.task import Advance, ignore
 from sf_llava.teachers.base import Teacher
@@ -111,6 +112,9 @@ class EncodingPass:
         workers: processes that decode; 0 decodes in this one.
         advance: called with the number of images done after each batch.
 
+    Raises:
+        ValueError: a batch of less than one image, or less than no workers.
+
     Attributes:
         corrupt: one sentence for every unreadable image met so far.
         images_per_second: speed of each encoder's forward pass so far (transfer and decoding not counted, nor the
@@ -126,12 +130,21 @@ class EncodingPass:
         workers: int = 0,
         advance: Advance = ignore,
     ) -> None:
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"expected batches of at least 1 image and 0 or more workers: {batch_size}, {workers}")
         self.encoders = encoders
         self.preprocessings = list(dict.fromkeys(encoder.preprocessing for encoder in encoders))
         self.device = next(encoders[0].module.parameters()).device
         views = _Views(images, indices, self.preprocessings)
         on_gpu = self.device.type == "cuda"
-        self.loader = DataLoader(views, batch_size, collate_fn=_collate, num_workers=workers, pin_memory=on_gpu)
+        self.loader = DataLoader(
+            views,
+            batch_size,
+            collate_fn=_collate,
+            num_workers=workers,
+            pin_memory=on_gpu,
+            timeout=wait_of(workers),
+        )
         self.advance = advance
         self.corrupt: list[str] = []
         self.seconds: list[list[tuple[int, float]]] = [[] for _ in encoders]
@@ -139,7 +152,7 @@ class EncodingPass:
     @torch.inference_mode()
     def __iter__(self) -> Iterator[tuple[list[int], Outputs]]:
         """Yield places in ``indices`` and each encoder's (image_embeds (B, E), logits (B, C) or None)."""
-        for places, batches, corrupt in self.loader:
+        for places, batches, corrupt in watch(self.loader):
             self.corrupt += corrupt
             if places:
                 batches = [batch.to(self.device, non_blocking=True) for batch in batches]
@@ -172,5 +185,7 @@ class EncodingPass:
 
 def share(places: range, batch_size: int, state: PartialState) -> list[int]:
     """This process's batches, in turn with the others'; only the last batch of all may be short."""
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     starts = range(state.process_index * batch_size, len(places), state.num_processes * batch_size)
     return [place for start in starts for place in places[start : start + batch_size]]

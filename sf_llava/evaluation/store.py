@@ -1,10 +1,13 @@
 """Embeddings on disk, found again by everything they depend on.
 
-That is: the pixels or texts, the weights, the preprocessing, the dtype and the code that computes them.
+That is: the pixels or texts, the weights, the preprocessing, the dtype and the code that computes them. A digest lies
+with them: a file that is not as it was written is not used but written anew.
 """
 
 import hashlib
 import json
+import warnings
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -26,17 +29,33 @@ class EmbeddingStore:
         self.directory = Path(directory)
 
     def read(self, key: str) -> tuple[Tensor, dict] | None:
-        """Return the embeddings and what was noted with them, or None."""
+        """Return the embeddings and what was noted with them; None if there are none, or (warning) damaged ones."""
         path = self.directory / f"{key}.safetensors"
         if not path.is_file():
             return None
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("embeds"), json.loads(file.metadata()["note"])
+        try:
+            with safe_open(path, "pt") as file:
+                embeds, entry = file.get_tensor("embeds"), json.loads(file.metadata()["entry"])
+            if entry["digest"] != _digest_entry(key, embeds, entry["note"]):
+                raise ValueError("the digest that was written with it is another")
+            return embeds, entry["note"]
+        except Exception as error:  # damage to the header raises safetensors' own, UnicodeDecodeError, KeyError and more
+            warnings.warn(f"kept embeddings {path} are damaged ({error}): they are computed again", stacklevel=2)
+            return None
 
     def write(self, key: str, embeds: Tensor, note: dict) -> None:
-        """Keep embeddings, atomically."""
-        data = save({"embeds": embeds.contiguous()}, {"note": json.dumps(note)})
-        files.write_bytes(self.directory / f"{key}.safetensors", data)
+        """Keep embeddings, atomically; where that is impossible (a full disk) warn, since results need them no more."""
+        path, embeds = self.directory / f"{key}.safetensors", embeds.contiguous()
+        entry = {"note": note, "digest": _digest_entry(key, embeds, note)}
+        data = save({"embeds": embeds}, {"entry": json.dumps(entry)})  # one field: safetensors keeps no order of them
+        try:
+            files.write_bytes(path, data)
+        except OSError as error:
+            warnings.warn(f"embeddings could not be kept in {path} ({error}): another run computes them", stacklevel=2)
+
+
+def _digest_entry(key: str, embeds: Tensor, note: dict) -> str:
+    return digest_texts(key, json.dumps(note), digest_tensors({"embeds": embeds}))
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -46,9 +65,14 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def digest_weights(module: nn.Module) -> str:
-    """Digest a module's parameters and buffers: their names, dtypes, shapes, device types and bytes."""
+    """Digest a module's parameters and buffers."""
+    return digest_tensors(module.state_dict())
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Digest tensors: their names, dtypes, shapes, device types and bytes."""
     digest = hashlib.blake2b(digest_size=20)
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -167,8 +167,10 @@ def evaluate_zero_shot(
             whatever the number of processes, so the scores are equal, and every process returns them.
 
     Raises:
-        ValueError: no image can be read, or embeddings hold NaN.
+        ValueError: no image, or none that can be read, or embeddings hold NaN.
     """
+    if not task.indices:
+        raise ValueError("the data set has no images to evaluate on")
     labels = torch.tensor(task.labels)
     everything = range(len(labels))
     mine = list(everything) if state is None else share(everything, batch_size, state)
