@@ -3,6 +3,7 @@
 The CLIP protocol takes the first five captions of an image. Whatever is left out is counted and listed.
 """
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ def gather(
 
 def _is_text(value: object) -> bool:
     """Whether a caption can be asked about: not blank, and without halves of characters, which no tokenizer takes."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def check_unique(name: str, what: str, ids: Counter) -> None:

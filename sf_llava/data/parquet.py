@@ -41,7 +41,7 @@ def _inspect(where: str) -> tuple[list[str], "Features"]:
             metadata = pyarrow.parquet.read_metadata(file)
             if metadata.num_rows:
                 schemas[file] = datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
-        except Exception as error:  # a damaged footer raises ArrowInvalid, OSError, UnicodeDecodeError, KeyError and more
+        except Exception as error:  # a damaged footer raises ArrowInvalid, OSError, KeyError and more
             raise ValueError(f"{file} is not a complete parquet file ({error}); fetch it again") from error
     if not schemas:
         raise ValueError(f"no images in {where}: its parquet files have no rows")

@@ -6,8 +6,8 @@ import itertools
 import math
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 
 from sf_llava.data.images import split_of
 
@@ -55,10 +55,10 @@ def walk(root: str) -> tuple[list[str], list[tuple[str, str]]]:
     """
     files: list[str] = []
     repeated: list[tuple[str, str]] = []
-    folders, links = [""], []
+    folders, links = [""], deque()
     seen: dict[tuple[int, int], str] = {}
     while folders or links:
-        prefix = folders.pop() if folders else links.pop(0)
+        prefix = folders.pop() if folders else links.popleft()
         folder = os.path.join(root, prefix)
         try:
             status = os.stat(folder)
@@ -66,14 +66,18 @@ def walk(root: str) -> tuple[list[str], list[tuple[str, str]]]:
                 repeated.append((prefix, first))
                 continue
             with os.scandir(folder) as found:
-                entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
+                entries = [entry for entry in found if not entry.name.startswith(".")]
         except OSError as error:
             raise ValueError(f"folder {folder!r} cannot be read ({error.strerror}), and would be missing") from error
-        for entry in entries:
-            if _is_folder(entry):
-                (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
-            else:
+        own: list[str] = []
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not _is_folder(entry):
                 files.append(prefix + entry.name)
+            elif entry.is_symlink():
+                links.append(f"{prefix}{entry.name}/")
+            else:
+                own.append(f"{prefix}{entry.name}/")
+        folders += reversed(own)
     return files, repeated
 
 

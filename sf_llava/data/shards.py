@@ -1,10 +1,10 @@
 """``webdataset:PATTERN``: pictures inside local tar shards, read at random through an index of the tar members.
 
 The index is built once from the tar headers and kept in the cache folder (``XDG_CACHE_HOME``, else ``~/.cache``), so
-that shards behave like any other source: fixed order, exact shuffling, exact resuming. As in webdataset, a name's first
-dot ends the sample's key. A sample's picture is its member with a picture's extension (``0.jpg``; ``0.depth.png`` beside
-it is passed by, and told); where there is none, names hold dots of their own, and every picture is one (``v1.0_0.jpg``).
-Its class, for evaluation only, is the number in ``.cls``.
+that shards behave like any other source: fixed order, exact shuffling, exact resuming. As in webdataset, the first dot
+of a name ends the sample's key. A sample's picture is its member with a picture's extension (``0.jpg``; ``0.depth.png``
+beside it is passed by, and told); where there is none, names hold dots of their own, and every picture counts
+(``v1.0_0.jpg``, ``v1.0_1.jpg``). Its class, for evaluation only, is the number in ``.cls``.
 """
 
 import contextlib
@@ -112,15 +112,15 @@ def _read(path: str, offset: int, size: int) -> bytes:
 
 
 def _load_index(shards: list[str]) -> tuple[PackedStrings, np.ndarray, dict]:
-    """Return member names, places and what was passed by; from the cache unless a shard's path, size or time changed."""
+    """Return member names, places and what was passed by, from the cache unless a path, size or time has changed."""
     states = [(shard, os.stat(shard)) for shard in shards]
     key = [INDEX_VERSION, *((shard, state.st_size, state.st_mtime_ns) for shard, state in states)]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sf_llava"
     cache = folder / f"shards-{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
-    with contextlib.suppress(Exception):  # none there, or a damaged one (npz has checksums): it is built anew
-        with np.load(cache, allow_pickle=False) as stored:
-            names = PackedStrings.from_arrays(stored["data"], stored["ends"])
-            return names, stored["members"], json.loads(str(stored["passed_by"]))
+    # None there, or a damaged one (npz has checksums): it is built anew.
+    with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as stored:
+        names = PackedStrings.from_arrays(stored["data"], stored["ends"])
+        return names, stored["members"], json.loads(str(stored["passed_by"]))
     names: list[str] = []
     members: list[tuple[int, int, int, int, int]] = []
     passed_by = {"count": 0, "first": []}

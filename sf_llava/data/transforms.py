@@ -63,10 +63,7 @@ class Preprocessing:
         image = to_rgb(image)
         shorter = math.floor(self.image_size / self.crop_fraction)
         width, height = image.size
-        if width <= height:
-            size = shorter, int(shorter * height / width)
-        else:
-            size = int(shorter * width / height), shorter
+        size = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
         left, top = (round((side - self.image_size) / 2) for side in size)
         box = (left, top, left + self.image_size, top + self.image_size)
         if size[0] * size[1] <= MAX_RESIZED_PIXELS:

@@ -39,7 +39,7 @@ class EmbeddingStore:
             if entry["digest"] != _digest_entry(key, embeds, entry["note"]):
                 raise ValueError("the digest that was written with it is another")
             return embeds, entry["note"]
-        except Exception as error:  # damage to the header raises safetensors' own, UnicodeDecodeError, KeyError and more
+        except Exception as error:  # damage to the header raises safetensors' own, KeyError and more
             warnings.warn(f"kept embeddings {path} are damaged ({error}): they are computed again", stacklevel=2)
             return None
 
