@@ -161,6 +161,42 @@ def test_karpathy_defects_are_one_sentence(tmp_path):
         open_captions(write(tmp_path / "dataset_toy.json", content))
 
 
+@pytest.mark.parametrize("odd", [None, [1], {"a": 1}, 1.5, True, "", "a\0b"])
+@pytest.mark.parametrize(
+    "place", ["id", "file_name", "image_id", "caption id", "caption", "sentid", "imgid", "filename"]
+)
+def test_values_of_another_kind_are_one_sentence_or_a_remark(tmp_path, place, odd):
+    if place in ("sentid", "imgid", "filename"):
+        path = Path(karpathy(tmp_path))
+        content = read(path)
+        (content["images"][1]["sentences"][0] if place == "sentid" else content["images"][1])[place] = odd
+    else:
+        images, annotations, path = coco(tmp_path)
+        content = {"images": images, "annotations": annotations}
+        (images if place in ("id", "file_name") else annotations)[1][place.removeprefix("caption ")] = odd
+    write(path, content)
+    try:
+        data = open_captions(str(path))
+    except ValueError as error:
+        assert re.search(rf"{path.name}.* (entry|images|more than once|ids|missing)", str(error))
+    else:
+        assert (len(data) == 3 and isinstance(odd, str)) or "left out" in " ".join(data.remarks())
+
+
+def test_half_a_character_is_no_text(tmp_path):
+    images, annotations, path = coco(tmp_path)
+    annotations[0]["caption"] = "half \ud83d"
+    data = open_captions(write(path, {"images": images, "annotations": annotations}))
+    assert len(data.captions) == 14 and "no text are left out, of: 0.png" in " ".join(data.remarks())
+
+
+def test_a_file_of_windows_reads_alike(tmp_path):
+    path = Path(karpathy(tmp_path))
+    before = open_captions(str(path)).captions
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b", ", b",\r\n"))
+    assert open_captions(str(path)).captions == before
+
+
 def test_a_truncated_or_absent_file_is_named(tmp_path):
     path = karpathy(tmp_path)
     text = Path(path).read_text()

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import warnings
 
 import numpy as np
@@ -63,6 +64,30 @@ def test_sixteen_bit_greyscale_keeps_its_shades(format):
     np.testing.assert_array_equal(decoded[0, :, 0], [0, 0, 1, 16, 255])
 
 
+def tiff(values: bytes, bits: int, width: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """Write one row of grey values by hand: Pillow writes neither 12 bits nor 0 for white."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: len(values)}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in (tags | {339: sample_format}).items())
+    return b"II*\0" + struct.pack("<I", 8 + len(values)) + values + struct.pack("<H", 10) + entries + bytes(4)
+
+
+def test_grey_of_12_bits_and_grey_whose_zero_is_white_keep_their_shades():
+    assert np.asarray(decode(tiff(b"\x00\x08\x00\xff\xf0", 12, 3), "x"))[0, :, 0].tolist() == [0, 128, 255]
+    values = np.array([0, 256, 65535], dtype="<u2").tobytes()
+    assert np.asarray(decode(tiff(values, 16, 3), "x"))[0, :, 0].tolist() == [0, 1, 255]
+    assert np.asarray(decode(tiff(values, 16, 3, photometric=0), "x"))[0, :, 0].tolist() == [255, 254, 0]
+
+
+@pytest.mark.parametrize("kind", ["int32", "float32", "int16"])
+def test_grey_without_a_known_black_and_white_is_refused_not_turned_black(kind):
+    values = np.array([[0, 100, 255]], dtype=kind)
+    data = (
+        tiff(values.tobytes(), 16, 3, sample_format=2) if kind == "int16" else encode(Image.fromarray(values), "TIFF")
+    )
+    with pytest.raises(CorruptImageError, match=r"x: a picture of mode [IF] .* convert it to 8 or 16 bits"):
+        decode(data, "x")
+
+
 def test_exif_orientation_is_ignored_as_clip_does():
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees"
@@ -120,6 +145,8 @@ def test_packed_strings_are_the_strings():
 def test_labels_must_fit_the_pictures_and_the_classes():
     with pytest.raises(ValueError, match="1 labels but 2 images"):
         LabelledImages(["picture", "picture"], [0], ["cat"])
+    with pytest.raises(ValueError, match="class 1 of 2 has a blank name"):
+        LabelledImages(["picture"], [0], ["cat", " "])
     with pytest.raises(ValueError, match="labels run from 0 to 1 but there are 1 classes"):
         LabelledImages(["picture", "picture"], [0, 1], ["cat"])
 

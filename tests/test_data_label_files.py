@@ -69,6 +69,40 @@ def test_a_broken_file_is_one_sentence(folder, text, message):
         open_labelled(f"folder:{folder}")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["my a.jpg", "my b.jpg", "my  c d.jpg"],
+        ["a,1.jpg", "b,1.jpg", "b, 2.jpg"],
+        ["a.jpg", "a.png", "b.png"],
+        ["v1.0_0001.jpg", "v1.0_0002.jpg", "v1.1.jpg"],
+        ["5 6.jpg", "n01440764 x.jpg", "n01440764,1.jpg"],
+    ],
+)
+@pytest.mark.parametrize("line", ["{} {}\n", "{}\t{}\r\n", "./val/{}  {} \n", "{},{}\n", '"{}", {}\r\n', "\n{} {}\n"])
+def test_the_class_is_the_last_word_whatever_the_name_holds(tmp_path, names, line):
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "val.txt").write_bytes(
+        b"\xef\xbb\xbf" + "".join(line.format(n, k) for k, n in enumerate(names)).encode()
+    )
+    images = open_labelled(f"folder:{tmp_path}")
+    assert {images.describe(i): label for i, label in enumerate(images.labels)} == {n: k for k, n in enumerate(names)}
+
+
+def test_a_name_without_its_ending_counts_where_it_is_one_pictures_alone(tmp_path):
+    for name in ("a.jpg", "a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "val.txt").write_text("a.png 0\na.jpg 1\nb.JPEG 2\n")
+    assert open_labelled(f"folder:{tmp_path}").labels == [1, 0, 2]
+    (tmp_path / "val.txt").write_text("a 0\nb 2\n")
+    with pytest.raises(ValueError, match=r"has no class for 2 of 3 pictures: a.jpg, a.png"):
+        open_labelled(f"folder:{tmp_path}")
+    (tmp_path / "val.txt").write_text("x/a.png 0\ny/a.png 1\na.jpg 1\nb.png 2\n")
+    with pytest.raises(ValueError, match=r"1 pictures are listed more than once: a.png"):
+        open_labelled(f"folder:{tmp_path}")
+
+
 def test_a_flat_folder_without_a_file_says_what_it_needs(folder):
     with pytest.raises(ValueError, match=r"needs one folder a class, or a file of classes .*val.txt, LOC_val"):
         open_labelled(f"folder:{folder}")

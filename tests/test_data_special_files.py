@@ -112,7 +112,9 @@ def test_folders_that_link_to_each_other_are_read_once_each(tmp_path):
     assert [images.describe(index) for index in range(len(images))] == [f"m{number}/a.png" for number in range(9)]
     for pattern in (str(tmp_path), f"{tmp_path}/**/*.tar", f"{tmp_path}/**/m*/**/a.t?r"):
         assert find_files(pattern, ".tar") == [str(place / "a.tar") for place in places]
-    with pytest.raises(ValueError, match=r"'m0/to-m1/' links to the same folder as 'm1/'.*two classes: remove the link"):
+    with pytest.raises(
+        ValueError, match=r"'m0/to-m1/' links to the same folder as 'm1/'.*two classes: remove the link"
+    ):
         open_labelled(f"folder:{tmp_path}")
 
 

@@ -1,9 +1,11 @@
 """Preprocessing is bit-equal to the teachers' own; augmentation is a function of the generator alone."""
 
 import dataclasses
+import io
 import json
 import math
 import pickle
+import resource
 
 import numpy as np
 import open_clip
@@ -14,7 +16,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 
-from sf_llava.data import open_images
+from sf_llava.data import open_images, transforms
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 
 CLIP = Preprocessing(224, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
@@ -59,6 +61,58 @@ def test_photographs_are_bit_equal_too(imagenet_sample):
         image = source.load(index)
         assert torch.equal(CLIP(image), clip(image))
         assert torch.equal(AUGREG(image), augreg(image))
+
+
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I;16")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_of_other_modes_are_converted_first(mode):
+    grey = Image.fromarray(np.arange(0, 65536, 13, dtype=np.uint16)[:5000].reshape(50, 100))
+    image = noise((100, 50)).convert("RGBA").convert(mode) if mode != "I;16" else grey
+    if mode in ("La", "RGBa"):
+        image = noise((100, 50)).convert(mode.upper()).convert(mode)
+    plain = image.convert(mode.upper() if mode in ("La", "RGBa") else mode).convert("RGB")
+    if mode == "I;16":
+        plain = Image.fromarray((np.asarray(grey) // 256).astype(np.uint8)).convert("RGB")
+    assert torch.equal(SMALL(image), SMALL(plain))
+    assert torch.equal(BootstrapTransform(SMALL)(image, rng(3)), BootstrapTransform(SMALL)(plain, rng(3)))
+
+
+def test_what_is_no_picture_or_has_no_black_and_white_is_one_sentence():
+    array = np.zeros((4, 4, 3), dtype=np.uint8)
+    for wrong in (array, torch.zeros(3, 4, 4), None, "a.png", array.tobytes()):
+        with pytest.raises(TypeError, match=r"expected a Pillow picture, got \w+.*Image.fromarray makes one"):
+            SMALL(wrong)
+    for kind in (np.int32, np.float32):
+        with pytest.raises(ValueError, match="does not say which values are black and white"):
+            SMALL(Image.fromarray(array[..., 0].astype(kind)))
+    cut = io.BytesIO()
+    noise((64, 64)).save(cut, "JPEG")
+    with pytest.raises(ValueError, match=r"cannot be decoded: .*truncated"):
+        SMALL(Image.open(io.BytesIO(cut.getvalue()[:1500])))
+
+
+@pytest.mark.parametrize("size", [(3, 1000), (1000, 13), (100, 9000), (9000, 90), (640, 480), (1, 1)])
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.9])
+def test_a_strip_is_cut_before_it_is_resized_with_the_same_result(size, crop_fraction, monkeypatch):
+    preprocessing = dataclasses.replace(SMALL, image_size=64, crop_fraction=crop_fraction)
+    whole = np.asarray(preprocessing.fit(noise(size))).astype(int)
+    monkeypatch.setattr(transforms, "MAX_RESIZED_PIXELS", 0)
+    cut = np.asarray(preprocessing.fit(noise(size))).astype(int)
+    assert np.abs(whole - cut).max() <= 1  # Pillow's places of pixels are single precision
+    assert (whole != cut).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1), (2, 5_000_000)])
+def test_strips_take_little_memory(size):
+    image = Image.new("RGB", size, (10, 20, 30))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = CLIP(image)
+    view = BootstrapTransform(CLIP)(image, rng())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
+    assert pixels.shape == view.shape == (3, 224, 224)
+    assert torch.equal(pixels[:, 0, 0], CLIP(Image.new("RGB", (9, 9), (10, 20, 30)))[:, 0, 0])
 
 
 def test_preprocessing_survives_json_and_pickle():

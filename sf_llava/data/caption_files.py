@@ -133,7 +133,7 @@ def _field(entry: Any, key: str, path: str, number: int) -> Any:
 
 def _id(entry: Any, key: str, path: str, number: int) -> int | str:
     value = _field(entry, key, path, number)
-    if not isinstance(value, int | str):
+    if not isinstance(value, int | str) or isinstance(value, bool):
         raise _wrong_kind(path, f"the {key!r} of its entry {number} is {value!r}, no whole number or text")
     return value
 

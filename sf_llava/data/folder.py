@@ -108,4 +108,3 @@ def _label_flat(where: str, images: FolderImages) -> LabelledImages:
             f"{where!r} needs one folder a class, or a file of classes beside its pictures: {', '.join(NAMES)}"
         )
     return LabelledImages(images, *read_label_file(path, list(images.paths)))
-

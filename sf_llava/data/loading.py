@@ -1,7 +1,7 @@
 """Batches from data loading processes: one that is stopped, killed or stuck ends the wait with a sentence.
 
-    loader = DataLoader(images, num_workers=workers, timeout=wait_of(workers), ...)
-    for batch in watch(loader): ...
+loader = DataLoader(images, num_workers=workers, timeout=wait_of(workers), ...)
+for batch in watch(loader): ...
 """
 
 import multiprocessing

@@ -153,10 +153,11 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
     unknown = [name for name in images.class_names if _plain(name) not in known]
     if len(images.class_names) == len(classes.class_names) == len(unknown):
         return list(images.labels), "position"
-    problem = "their names are there too, but not as often" if not unknown else "not all are found there by name"
+    problem = "not all are found there by name" if unknown else "their names do not tell which is which"
+    names = unknown or _repeated(images.class_names) or images.class_names
     raise ValueError(
         f"the data set has {len(images.class_names)} classes, {classes.name} has {len(classes.class_names)}, and "
-        f"{problem}: {_list(unknown or _repeated(images.class_names))}. Name them alike with --classes FILE.json"
+        f"{problem}: {_list(names)}. Name them alike with --classes FILE.json"
     )
 
 

@@ -191,6 +191,57 @@ def test_classes_are_recognised_or_taken_as_they_are():
         find_class_set(labelled("0", "1", "2"))
 
 
+def test_classes_of_one_name_keep_their_images():
+    names = class_set("imagenet").class_names
+    assert len(names) - len(set(names)) == 2  # missile and sunglasses, each twice
+    images = labelled(*names, labels=range(1000))
+    assert match_labels(images, find_class_set(images)) == (list(range(1000)), "name")
+    crane = ClassSet("birds", ("crane", "dog", "crane"), ("a {}",))
+    assert match_labels(labelled("dog", "crane", "crane", labels=(0, 1, 2)), crane) == ([1, 0, 2], "name")
+    assert match_labels(labelled("crane", "dog"), crane) == ([0, 1], "name")  # of equal prompts the first one wins
+    own = labelled("red_fox", "cat", "red fox", labels=(0, 1, 2))
+    assert match_labels(own, find_class_set(own)) == ([0, 1, 2], "id")
+    with pytest.raises(ValueError, match=r"their names do not tell which is which: crane. Name them alike"):
+        match_labels(labelled("crane", "crane", "crane"), crane)
+
+
+def test_what_equal_names_and_an_order_mean_is_said(clip_teacher, tmp_path):
+    file = tmp_path / "classes.json"
+    file.write_text('["cat", "dog", "cat"]')
+    images = labelled("cat", "dog", "cat", labels=(0, 1, 2, 2))
+    (note,) = zero_shot_task(clip_teacher, images, classes=str(file)).description["notes"]
+    assert note.startswith("1 names stand for several classes each (cat)") and "so that 2 images of the others" in note
+    file.write_text('["cat", "dog"]')
+    (note,) = zero_shot_task(clip_teacher, labelled("Kater", "Hund"), classes=str(file)).description["notes"]
+    assert note == "the data set's class names are others: labels were matched by their order"
+    assert zero_shot_task(clip_teacher, labelled("dog", "cat"), classes=str(file)).description["notes"] == []
+
+
+def test_names_that_match_in_part_are_refused_not_read_by_order():
+    classes = ClassSet("animals", ("dog", "cat", "grey whale"), ("a {}",))
+    assert match_labels(labelled("Cat", "Grey_Whale", "dog", labels=(0, 1, 2)), classes) == ([1, 2, 0], "name")
+    for names in (("cat", "whale", "dog"), ("Cat", "a", "b")):
+        with pytest.raises(ValueError, match=r"has 3 classes, animals has 3, and not all are found there by name: \w+"):
+            match_labels(labelled(*names), classes)
+    spelt = ClassSet("places", ("turkey", "Turkey", "cat"), ("a {}",))
+    assert match_labels(labelled("Turkey", "cat"), spelt) == ([1, 2], "name")
+    with pytest.raises(ValueError, match="their names do not tell which is which: TURKEY, Cat"):
+        match_labels(labelled("TURKEY", "Cat"), spelt)
+
+
+def test_without_images_there_is_a_sentence(clip_teacher, student):
+    nothing = LabelledImages([], [], ["cat", "dog"])
+    with pytest.raises(ValueError, match="the data set has no images to evaluate on"):
+        zero_shot_task(clip_teacher, nothing)
+    task = zero_shot_task(clip_teacher, labelled("cat", "dog"))
+    encoders = [teacher_encoder(clip_teacher)]
+    with pytest.raises(ValueError, match="the data set has no images to evaluate on"):
+        evaluate_zero_shot(replace(task, indices=[], labels=[]), encoders)
+    for sizes in ({"batch_size": 0}, {"batch_size": -3}, {"workers": -1}):
+        with pytest.raises(ValueError, match="expected batches of at least 1 image and 0 or more workers"):
+            evaluate_zero_shot(task, encoders, **sizes)
+
+
 def test_labels_are_matched_by_name_then_by_position_or_not_at_all():
     classes = ClassSet("animals", ("dog", "cat"), ("a {}",))
     assert match_labels(labelled("cat", "dog"), classes) == ([1, 0], "name")

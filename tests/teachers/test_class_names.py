@@ -49,10 +49,25 @@ def test_classes_and_templates_from_files(tmp_path):
     assert templates_named(str(file)) == ("cat", "dog")  # a list of texts is a list of texts
     file.write_text(json.dumps({"class_names": ["cat"], "templates": ["one {}"]}))
     assert class_set(str(file)).templates == ("one {}",)
-    for broken in ({"names": ["cat"]}, {"class_names": [1]}, []):
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps([" cat", "dog \r"]).encode() + b"\r\n")
+    assert class_set(str(file)).class_names == ("cat", "dog")
+    for blank in (["cat", ""], ["cat", " \t"]):
+        file.write_text(json.dumps(blank))
+        with pytest.raises(ValueError, match=r"class 1 of 2 in .* has a blank name"):
+            class_set(str(file))
+    misspelt = {"class_names": ["cat"], "template": ["one {}"]}
+    for broken in ({"names": ["cat"]}, {"class_names": [1]}, [], None, 3, "cat", True, [["cat"]], {}, misspelt):
         file.write_text(json.dumps(broken))
         with pytest.raises(ValueError, match="must hold a list of class names"):
             class_set(str(file))
+
+
+@pytest.mark.parametrize("text", ["cat\ndog\n", "[" * 100_000, "9" * 5000, "", "\xe9"])
+def test_a_file_that_is_no_json_is_named(tmp_path, text):
+    (tmp_path / "classes.json").write_text(text, encoding="latin-1")
+    for read in (class_set, templates_named):
+        with pytest.raises(ValueError, match=r"classes\.json (is not valid JSON|is no text|must hold)"):
+            read(str(tmp_path / "classes.json"))
 
 
 def test_templates_by_name_and_literally():

@@ -1,0 +1,81 @@
+"""Data loading processes that are stopped or killed end the wait with a sentence; one that goes on loses nothing."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from sf_llava.data import loading
+
+
+class Slow(Dataset):
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> int:
+        if index == self.broken:
+            raise RuntimeError("this one is broken")
+        time.sleep(0.01)
+        return index
+
+    def __init__(self, broken: int = -1) -> None:
+        self.broken = broken
+
+
+def read(workers: int = 2, number: int | None = None, resume_after: float = 0, broken: int = -1) -> list[int]:
+    """Read all numbers; after the third batch send a signal to one of the processes."""
+    seen: list[int] = []
+    loader = DataLoader(Slow(broken), 4, num_workers=workers, timeout=loading.wait_of(workers))
+    for count, batch in enumerate(loading.watch(loader)):
+        seen += batch.tolist()
+        if count == 2 and number is not None:
+            child = multiprocessing.active_children()[0].pid
+            os.kill(child, number)
+            if resume_after:
+                threading.Timer(resume_after, os.kill, (child, signal.SIGCONT)).start()
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(loading, "LOOK_EVERY", 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order(workers):
+    assert read(workers) == list(range(120))
+
+
+def test_a_stopped_process_is_told_and_removed():
+    with pytest.raises(RuntimeError, match=r"data loading processes were stopped from outside: see .* --workers 0"):
+        read(number=signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not multiprocessing.active_children()  # or this process would not end
+
+
+def test_a_killed_process_is_told():
+    with pytest.raises(RuntimeError, match=r"a data loading process ended .*memory.*fewer --workers"):
+        read(number=signal.SIGKILL)
+
+
+def test_a_process_that_goes_on_in_time_loses_nothing():
+    assert read(number=signal.SIGSTOP, resume_after=0.5) == list(range(120))
+
+
+def test_processes_that_give_nothing_are_given_up(monkeypatch):
+    monkeypatch.setattr(loading, "LOOKS", 1)
+    monkeypatch.setattr(loading, "_stopped_children", list)
+    monkeypatch.setattr(loading, "LOOK_EVERY", 1)
+    with pytest.raises(RuntimeError, match="data loading processes have given nothing for 0 minutes"):
+        read(number=signal.SIGSTOP, resume_after=3)
+
+
+def test_an_error_of_the_data_set_stays_its_own():
+    with pytest.raises(RuntimeError, match="this one is broken"):
+        read(broken=5)
