@@ -30,13 +30,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--encoder", metavar="DIR", help="student: encoder or run (default: the quickstart's)")
     parser.add_argument("--data", default="mini", metavar="NAME", help="captions:FILE, parquet:, hub: (%(default)s)")
     parser.add_argument("--images", nargs="*", default=[], metavar="DIR", help="folders with a JSON file's images")
-    parser.add_argument("--limit", type=int, metavar="N", help="evaluate on the first N images")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a forward pass (%(default)s)")
+    parser.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="evaluate on the first N images")
+    parser.add_argument("--batch-size", type=cli.BATCH, default=64, help="images a forward pass (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
     parser.add_argument("--output", default="runs/retrieval.json", metavar="FILE", help="results (%(default)s)")
     parser.add_argument("--cache", default="runs/embeddings", metavar="DIR", help="kept embeddings (%(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="decoding processes (%(default)s: in this one)")
+    parser.add_argument(
+        "--workers", type=cli.THREADS_OR_AUTO, default=0, help="decoding processes (%(default)s: in this one)"
+    )
     return parser.parse_args(argv)
 
 
@@ -49,10 +51,11 @@ def main(argv: list[str]) -> None:
 
     from sf_llava.data.captions import open_captions
     from sf_llava.evaluation.retrieval import evaluate_retrieval
-    from sf_llava.evaluation.setup import choose_device, choose_models, load_models
+    from sf_llava.evaluation.setup import check_output, choose_device, choose_models, load_models
     from sf_llava.evaluation.store import EmbeddingStore
 
     started = time.perf_counter()
+    check_output(arguments.output)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     data = open_captions(arguments.data, arguments.images)

@@ -38,7 +38,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--classes", metavar="NAME", help="mini, cifar10, imagenet, imagenet-a, -r or FILE.json (default: the data's)"
     )
     parser.add_argument("--templates", metavar="NAME", help="a class set's, simple, FILE.json or one text with {}")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a forward pass (%(default)s)")
+    parser.add_argument("--batch-size", type=cli.BATCH, default=64, help="images a forward pass (%(default)s)")
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda ... (%(default)s: the GPU where there is one)"
     )
@@ -46,10 +46,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/zero_shot.json", metavar="FILE", help="results (%(default)s)")
     parser.add_argument("--cache", default="runs/embeddings", metavar="DIR", help="kept classifiers (%(default)s)")
     parser.add_argument(
-        "--workers", type=int, default=0, help="decoding processes (%(default)s: none besides this one)"
+        "--workers", type=cli.THREADS_OR_AUTO, default=0, help="decoding processes (%(default)s: none besides this one)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="evaluate on N images, drawn by --seed")
-    parser.add_argument("--seed", type=int, default=0, help="of --limit's draw (%(default)s)")
+    parser.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="evaluate on N images, drawn by --seed")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of --limit's draw (%(default)s)")
     return parser.parse_args(argv)
 
 
@@ -62,11 +62,12 @@ def main(argv: list[str]) -> None:
 
     from sf_llava.data import open_labelled
     from sf_llava.evaluation import evaluate_zero_shot, zero_shot_task
-    from sf_llava.evaluation.setup import choose_device, choose_models, load_models
+    from sf_llava.evaluation.setup import check_output, choose_device, choose_models, load_models
     from sf_llava.evaluation.store import EmbeddingStore
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
     started = time.perf_counter()
+    check_output(arguments.output)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     images = open_labelled(arguments.data)

@@ -99,6 +99,8 @@ def main(monkeypatch, tmp_path):
         (["--teacher", "CLIP", "--data", "FOLDER", "--templates", "x.json"], "unknown templates 'x.json'"),
         (["--teacher", "CLIP", "--data", "FOLDER", "--classes", "cifar10"], "data set has 3 classes, cifar10 has 10"),
         (["--teacher", "CLIP", "--data", "FOLDER", "--device", "abacus"], "abacus"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--output", "/dev/zero"], "/dev/zero is no file but a folder"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--output", "/dev/null/a/b.json"], "cannot be written: /dev/null"),
     ],
 )
 def test_what_cannot_work_is_said_and_nothing_is_written(main, clip_dir, folder, tmp_path, arguments, message):
