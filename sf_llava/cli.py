@@ -64,7 +64,7 @@ class Number:
     def admits(self, value: object) -> bool:
         """Whether ``value`` is such a number."""
         kinds = int if self.kind is int else (int, float)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, kinds) or isinstance(value, bool) or abs(value) == math.inf:
             return False
         return self.low <= value <= self.high and not (self.above and value == self.low)
 

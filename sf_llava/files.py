@@ -6,6 +6,7 @@ A reader, or a run resumed after a kill, never sees a half-written file or direc
 import codecs
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ MAX_BYTES = 4 * 178_956_970
 """No file that is read whole is larger: as many bytes as the largest picture has before it is compressed."""
 MAX_TEXT_BYTES = 2**29
 LOCK_NAME = ".lock"
+DIGESTS_NAME = "SHA256SUMS"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 _held: set[Path] = set()  # a process is never refused a lock of its own: these it must refuse itself
 
@@ -38,9 +40,45 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def cannot_write(path: str | Path, error: Exception) -> OSError:
+    """Give the error that says which file could not be written, why, and how much room there is."""
+    reason, folder = getattr(error, "strerror", None) or error, Path(path).absolute().parent
+    room = f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there" if folder.is_dir() else "its folder is gone"
+    return OSError(f"{path} could not be written ({reason}; {room}); whatever was finished before it is whole")
+
+
+def write_digests(directory: str | Path) -> None:
+    """Write the SHA-256 of every file below ``directory`` into it, in the form that ``sha256sum -c`` reads."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(_digests(Path(directory)).items())]
+    write_bytes(Path(directory) / DIGESTS_NAME, "".join(lines).encode())
+
+
+def changed_files(directory: str | Path) -> list[str]:
+    """Name the files that are not as they were when :func:`write_digests` ran; none where it never did."""
+    path = Path(directory) / DIGESTS_NAME
+    if not path.exists():
+        return []
+    lines = path.read_bytes().decode(errors="replace").splitlines()
+    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = _digests(Path(directory))
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    found = {}
+    for path in directory.rglob("*"):
+        if path.is_file() and path.name != DIGESTS_NAME:
+            with open(path, "rb") as file:
+                found[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def write_json(path: str | Path, value: Any) -> None:

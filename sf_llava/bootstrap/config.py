@@ -7,9 +7,30 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from sf_llava.cli import (
+    BATCH,
+    COUNT,
+    FRACTION,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    SEED,
+    THREADS_OR_AUTO,
+    Number,
+)
 
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+LATENTS = Number(int, 1, 2**16)
+PIXELS = Number(int, 1, 2**13)
+BLOCKS = Number(int, 0, 1000)
+WORKERS = Number(int, 0, 512)
+EPOCHS = Number(float, 0, 10**6, above=True)
+BETA = Number(float, 0, 1 - 1e-9)
+AREA = Number(float, 0, 1, above=True)
+RATIO = Number(float, 1, 100)
+
+
+def _flag(default: Any, text: str, number: Number | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "number": number})
 
 
 @dataclass(frozen=True)
@@ -27,20 +48,24 @@ class BootstrapConfig:
     data: str | None = _flag(None, "unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
     val_data: str | None = _flag(None, "validation images; default: some of --data, held out")
     classes: str | None = _flag(None, "classes of --val-data: mini, cifar10, imagenet or FILE.json; default: its own")
-    val_images: int = _flag(1000, "how many held-out images to validate on")
+    val_images: int = _flag(1000, "how many held-out images to validate on", POSITIVE_INT)
     output: str = _flag("runs/quickstart", "run directory")
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
     resume: bool = _flag(False, "continue the run in --output where it was killed; start it if it has not begun")
     # student
-    num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches")
-    image_size: int | None = _flag(None, "student's input side in pixels; default: the teacher's")
-    num_truncated: int | None = _flag(None, "leading teacher blocks to drop; default: a third (Table 8)")
-    num_tunable: int | None = _flag(None, "cortex blocks to tune, counted from the first; default: a third (Table 8)")
+    num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches", LATENTS)
+    image_size: int | None = _flag(None, "student's input side in pixels; default: the teacher's", PIXELS)
+    num_truncated: int | None = _flag(None, "leading teacher blocks to drop; default: a third (Table 8)", BLOCKS)
+    num_tunable: int | None = _flag(
+        None, "cortex blocks to tune, counted from the first; default: a third (Table 8)", BLOCKS
+    )
     reuse_weights: bool = _flag(True, "inherit the teacher's blocks (Table 3: w/o reusing weights)")
     # loss
     loss: Literal["cosine", "kl"] = _flag("cosine", "align embeddings (Eq. 5) or distil class logits (Table 3)")
-    temperature: float = _flag(3.0, "of the KL loss")
-    class_loss_weight: float = _flag(0.0, "weight of an added cross-entropy on labels (Table 3: with cls loss)")
+    temperature: float = _flag(3.0, "of the KL loss", POSITIVE)
+    class_loss_weight: float = _flag(
+        0.0, "weight of an added cross-entropy on labels (Table 3: with cls loss)", NON_NEGATIVE
+    )
     # alignment of tokens, beyond the paper
     align: str | None = _flag(
         None,
@@ -51,37 +76,41 @@ class BootstrapConfig:
     align_layer: int | None = _flag(None, "hidden state that LLaVA reads, counted from the end; default: -2")
     llava: str | None = _flag(None, "LLaVA on this teacher, for --align llm: a directory, a hub name, mini")
     questions: str | None = _flag(None, "ScienceQA data for --align llm, of which the train split is read: DIR, mini:N")
-    llm_batch_size: int | None = _flag(None, "questions of one optimiser step, over all processes; default: 32")
+    llm_batch_size: int | None = _flag(None, "questions of one optimiser step, over all processes; default: 32", BATCH)
     # schedule
-    epochs: float | None = _flag(None, "passes over the data; paper: 20")
-    steps: int | None = _flag(None, "optimiser steps; wins over --epochs")
-    warmup_epochs: float | None = _flag(None, "linear warm-up with inherited weights frozen; paper: 1")
-    warmup_steps: int | None = _flag(None, "the same in steps; wins over --warmup-epochs")
-    batch_size: int | None = _flag(None, "images of one optimiser step, over all processes")
-    micro_batch_size: int | None = _flag(None, "images a process sees at once; smaller ones are accumulated")
-    lr: float | None = _flag(None, "peak learning rate; paper: 2e-4, continuation 5e-5")
-    inherited_lr_scale: float = _flag(0.1, "learning rate of inherited tunable blocks, relative; paper: 0.1")
-    weight_decay: float = _flag(0.05, "AdamW, on matrices only; not in the paper")
-    beta1: float = _flag(0.9, "AdamW; not in the paper")
-    beta2: float = _flag(0.98, "AdamW; not in the paper")
-    clip_norm: float = _flag(1.0, "gradient clipping; not in the paper")
+    epochs: float | None = _flag(None, "passes over the data; paper: 20", EPOCHS)
+    steps: int | None = _flag(None, "optimiser steps; wins over --epochs", POSITIVE_INT)
+    warmup_epochs: float | None = _flag(None, "linear warm-up with inherited weights frozen; paper: 1", NON_NEGATIVE)
+    warmup_steps: int | None = _flag(None, "the same in steps; wins over --warmup-epochs", COUNT)
+    batch_size: int | None = _flag(None, "images of one optimiser step, over all processes", BATCH)
+    micro_batch_size: int | None = _flag(None, "images a process sees at once; smaller ones are accumulated", BATCH)
+    lr: float | None = _flag(None, "peak learning rate; paper: 2e-4, continuation 5e-5", POSITIVE)
+    inherited_lr_scale: float = _flag(
+        0.1, "learning rate of inherited tunable blocks, relative; paper: 0.1", NON_NEGATIVE
+    )
+    weight_decay: float = _flag(0.05, "AdamW, on matrices only; not in the paper", NON_NEGATIVE)
+    beta1: float = _flag(0.9, "AdamW; not in the paper", BETA)
+    beta2: float = _flag(0.98, "AdamW; not in the paper", BETA)
+    clip_norm: float = _flag(1.0, "gradient clipping; not in the paper", POSITIVE)
     # augmentation
-    flip: float | None = _flag(None, "probability of a horizontal flip; paper: 0.5, ScienceQA: 0")
-    crop_scale_min: float | None = _flag(None, "smallest area of a random resized crop; paper: 0.5; 1: no crop")
-    crop_ratio_max: float = _flag(4 / 3, "largest aspect ratio of a crop, the smallest is its inverse; paper: 4/3")
+    flip: float | None = _flag(None, "probability of a horizontal flip; paper: 0.5, ScienceQA: 0", FRACTION)
+    crop_scale_min: float | None = _flag(None, "smallest area of a random resized crop; paper: 0.5; 1: no crop", AREA)
+    crop_ratio_max: float = _flag(
+        4 / 3, "largest aspect ratio of a crop, the smallest is its inverse; paper: 4/3", RATIO
+    )
     # machine
-    seed: int = _flag(0, "of the student's initialisation, the image order and the augmentation")
+    seed: int = _flag(0, "of the student's initialisation, the image order and the augmentation", SEED)
     device: Literal["auto", "cpu"] = _flag("auto", "auto: the accelerator where there is one")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = _flag("auto", "arithmetic; auto: bf16 where it is fast")
-    workers: int = _flag(1, "data loading processes a device")
-    threads: int = _flag(0, "CPU threads for arithmetic; 0: torch's choice")
+    workers: int = _flag(1, "data loading processes a device", WORKERS)
+    threads: int = _flag(0, "CPU threads for arithmetic; 0: torch's choice", THREADS_OR_AUTO)
     gradient_checkpointing: bool = _flag(False, "recompute activations to save memory")
     attention: Literal["auto", "eager", "sdpa"] = _flag("auto", "attention kernel; auto: eager on CPU, sdpa elsewhere")
     # reporting
-    log_every: int = _flag(10, "steps between log lines")
-    eval_every: int | None = _flag(None, "steps between validations; default: ten a run")
-    save_every: int | None = _flag(None, "steps between checkpoints; default: twenty a run")
-    keep_checkpoints: int = _flag(2, "newest checkpoints to keep")
+    log_every: int = _flag(10, "steps between log lines", POSITIVE_INT)
+    eval_every: int | None = _flag(None, "steps between validations; default: ten a run", POSITIVE_INT)
+    save_every: int | None = _flag(None, "steps between checkpoints; default: twenty a run", POSITIVE_INT)
+    keep_checkpoints: int = _flag(2, "newest checkpoints to keep, at least 1", POSITIVE_INT)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -113,8 +142,17 @@ over all words of an answer, few of which depend on the picture."""
 LLM_LOSSES = {"llm", "placed"}
 """Those of them that need a LLaVA and questions."""
 
-RUN_TIME_FIELDS = ("output", "resume", "device", "workers", "threads", "keep_checkpoints")
-"""Fields that may differ between a run and its resumption."""
+RUN_TIME_FIELDS = ("output", "resume", "device", "dtype", "workers", "threads", "keep_checkpoints")
+"""Fields that may differ between a run and its resumption: they change no number, or ``config.json`` also holds what
+became of them."""
+
+CHANGEABLE_FIELDS = (
+    *("lr", "inherited_lr_scale", "weight_decay", "beta1", "beta2", "clip_norm"),
+    *("micro_batch_size", "gradient_checkpointing", "attention"),
+    *("num_processes", "device_type", "precision", "cpu_threads"),
+)
+"""Fields, and facts of the machine, that a resumption may change, which is said and logged: a way on for training that
+diverged or did not fit. With others a run would not be one run any more."""
 
 
 def complete(config: BootstrapConfig) -> BootstrapConfig:
@@ -205,15 +243,7 @@ def _check(config: BootstrapConfig) -> None:
         )
     if config.stage in ("continue", "scienceqa") and config.init_from is None:
         raise ValueError(f"--stage {config.stage} continues a student: give its run or encoder with --init-from")
-    for name in ("batch_size", "lr", "temperature", "log_every", "val_images", "clip_norm"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(config, name)}")
-    for name in ("steps", "epochs"):
-        if (value := getattr(config, name)) is not None and value <= 0:
-            raise ValueError(f"--{name} must be positive, not {value}")
-    if not 0 <= config.flip <= 1:
-        raise ValueError(f"--flip is a probability, not {config.flip}")
-    if not 0 < config.crop_scale_min <= 1:
-        raise ValueError(f"--crop-scale-min is a share of the image's area in (0, 1], not {config.crop_scale_min}")
-    if config.crop_ratio_max < 1:
-        raise ValueError(f"--crop-ratio-max must be at least 1, not {config.crop_ratio_max}")
+    for known in fields(config):
+        number, value = known.metadata["number"], getattr(config, known.name)
+        if number is not None and value is not None and not number.admits(value):
+            raise ValueError(f"--{known.name.replace('_', '-')}: expected {number}, not {value}")

@@ -1,6 +1,7 @@
 """One bootstrap from its configuration: load, inherit, train, save, measure."""
 
 import resource
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +13,10 @@ from accelerate.state import AcceleratorState
 from sf_llava import files
 from sf_llava.benchmark.report import environment
 from sf_llava.bootstrap.alignment import make_alignment
-from sf_llava.bootstrap.config import RUN_TIME_FIELDS, BootstrapConfig, complete
+from sf_llava.bootstrap.config import CHANGEABLE_FIELDS, RUN_TIME_FIELDS, BootstrapConfig, complete
 from sf_llava.bootstrap.data import BootstrapData, open_data
 from sf_llava.bootstrap.inherit import set_trainable
+from sf_llava.bootstrap.inputs import digest_inputs
 from sf_llava.bootstrap.model_card import model_card
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.student import make_student
@@ -35,16 +37,30 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: the configuration, the teacher or the data do not make a run; the message says what to change.
+        RuntimeError: the run's directory is another process's, training diverged, memory or a data process was lost.
+        OSError: the run's directory cannot be written, or its disk is full.
     """
     config = complete(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    accelerator = make_accelerator(config)
     run = RunDirectory(config.output)
-    run.check(asdict(config), config.resume, RUN_TIME_FIELDS)
     if run.results_path.exists():  # written last: nothing is left to do
-        return files.read_json(run.results_path)
+        run.check(asdict(config), config.resume, RUN_TIME_FIELDS)
+        return run.read_results()
+    accelerator = make_accelerator(config)
+    with files.locked(run.path) if accelerator.is_main_process else nullcontext():
+        settings = asdict(config) | describe_machine(accelerator)
+        changes = run.check(settings, config.resume, RUN_TIME_FIELDS, CHANGEABLE_FIELDS)
+        accelerator.wait_for_everyone()
+        for name, (before, now) in changes.items():
+            accelerator.print(f"{config.output} goes on with another {name}: {before} before, {now} now")
+        return _bootstrap(config, accelerator, run, settings, changes)
 
+
+def _bootstrap(
+    config: BootstrapConfig, accelerator: Accelerator, run: RunDirectory, settings: dict[str, Any], changes: dict
+) -> dict[str, Any]:
+    """Load, inherit, train, save, measure; see :meth:`RunDirectory.start` for the last two arguments."""
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
     teacher = load_teacher(config.teacher, dtype=dtype, device=accelerator.device)
     torch.manual_seed(config.seed)
@@ -57,28 +73,30 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     validator = Validator(accelerator, data.validation, teacher, student.config.image_size, data.task)
     alignment = make_alignment(config, teacher, student, data.images)
     trainer = Trainer(config, accelerator, student, teacher, data, run, validator, alignment)
-    if config.resume:
-        trainer.resume()
     if accelerator.is_main_process:
-        run.start(asdict(config), trainer.step)
+        settings = settings | {"inputs": digest_inputs(teacher, data, alignment)}
+        run.check_inputs(settings["inputs"])
+    remarks = trainer.resume() if config.resume else []
     accelerator.wait_for_everyone()
-    try:
-        trainer.train()
-    except torch.OutOfMemoryError as error:
-        raise RuntimeError(
-            f"out of memory with {trainer.micro_batch_size} images at once: lower --micro-batch-size (the batch of a "
-            "step stays as it is) or add --gradient-checkpointing, then --resume"
-        ) from error
+    if accelerator.is_main_process:
+        remarks += run.start(settings, trainer.step, changes)
+    for remark in remarks:
+        accelerator.print(remark)
+    accelerator.wait_for_everyone()
+    _train(trainer)
 
-    state = trainer.final_state()
+    state, scores = trainer.final_state(), trainer.final_scores()
     if not accelerator.is_main_process:
         return {}
     trained = accelerator.unwrap_model(trainer.student)
-    files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
+    try:
+        files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
+    except Exception as error:
+        raise files.cannot_write(run.encoder, error) from error
     saved = load_encoder(run.encoder, dtype=dtype, device=accelerator.device)
     results = {
         "encoders": costs,
-        **next(line for line in reversed(run.read_log()) if "val_cosine" in line),
+        **scores,
         "zero_shot": measure_zero_shot(data, teacher, saved),
         "inheritance": asdict(inheritance),
         "skipped_images": sorted(trainer.skipped),
@@ -94,6 +112,37 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
     files.write_bytes(run.encoder / "README.md", card.encode())
     files.write_json(run.results_path, results)
     return results
+
+
+def _train(trainer: Trainer) -> None:
+    """Train to the end; of what the machine may lack on the way, say how to go on."""
+    go_on = "the same command with --resume goes on from the newest checkpoint"
+    try:
+        trainer.train()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RuntimeError(
+            f"out of memory with {trainer.micro_batch_size} images at once: lower --micro-batch-size (the batch of a "
+            "step stays as it is) or add --gradient-checkpointing, then --resume"
+        ) from error
+    except OSError as error:
+        raise OSError(f"{error}; {go_on}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"a data loading process has died, of too little memory or killed ({error}): lower --workers; {go_on}"
+        ) from error
+
+
+def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
+    """Name what numbers depend on beside the configuration, to the last bits."""
+    on_cpu = accelerator.device.type == "cpu"
+    return {
+        "num_processes": accelerator.num_processes,
+        "device_type": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        "cpu_threads": torch.get_num_threads() if on_cpu else None,
+    }
 
 
 def make_accelerator(config: BootstrapConfig) -> Accelerator:

@@ -4,16 +4,20 @@ Every step is a function of (weights, optimiser state, step): images, their orde
 (seed, epoch, index), learning rates from the step. A killed run therefore resumes to the bit on CPU.
 """
 
+import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -69,6 +73,7 @@ class Trainer:
         self.score_names = ("loss", "cosine", *(alignment.weights if alignment else ()))
         self.num_steps, self.num_warmup_steps = count_steps(config, len(data.images))
         self.student_size = student.config.image_size
+        self._check_memory()
         groups = parameter_groups(
             student, config.lr, config.inherited_lr_scale, config.weight_decay, config.reuse_weights
         )
@@ -83,20 +88,41 @@ class Trainer:
         self.skipped: set[str] = set()  # unreadable images up to the last checkpoint, of all processes
         self.newly_skipped: set[str] = set()  # since then, of this process
 
-    def resume(self) -> None:
-        """Load the newest checkpoint, if there is one."""
-        if (path := self.run.latest_checkpoint()) is None:
-            return
+    def resume(self) -> list[str]:
+        """Load the newest whole checkpoint, if there is any; return a sentence for each that is damaged.
+
+        Raises:
+            ValueError: there are checkpoints, but none is whole, or one cannot be read.
+        """
+        remarks: list[str] = []
+        for path in self.run.checkpoint_paths():
+            if changed := files.changed_files(path):
+                remarks.append(f"checkpoint {path} is damaged ({', '.join(changed)} changed since it was written)")
+                continue
+            self._load(path)
+            if self._is_finite():
+                return [*remarks, f"going on from {path}"] if remarks else []
+            remarks.append(f"checkpoint {path} holds numbers that are not finite")
+        if remarks:
+            raise ValueError(
+                f"{'; '.join(remarks)}: none is left to resume from; remove {self.run.checkpoints} to begin again"
+            )
+        return []
+
+    def _load(self, path: Path) -> None:
         try:
             progress = files.read_json(path / "progress.json")
+            self.step, self.seconds, self.skipped = progress["step"], progress["seconds"], set(progress["skipped"])
+            asked = [{**group, "params": None} for group in self.optimizer.param_groups]
             self.accelerator.load_state(str(path))
+            for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
+                group |= settings | {"params": group["params"]}  # rates and decay are this run's, as its flags say
             if self.alignment is not None:
                 self.alignment.load(path)
         except Exception as error:
             raise ValueError(
-                f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before"
+                f"checkpoint {path} cannot be read ({error}); remove it to resume from the one before"
             ) from error
-        self.step, self.seconds, self.skipped = progress["step"], progress["seconds"], set(progress["skipped"])
 
     def train(self) -> None:
         """Run all remaining steps."""
@@ -160,12 +186,23 @@ class Trainer:
     def micro_batch_size(self) -> int:
         """Images a process sees at once."""
         processes = self.accelerator.num_processes
-        micro = self.config.micro_batch_size or self.config.batch_size // processes
+        micro = self.config.micro_batch_size or max(1, self.config.batch_size // processes)
         if self.config.batch_size % (micro * processes):
             raise ValueError(
                 f"--batch-size {self.config.batch_size} is not a multiple of {processes} processes x {micro} images"
             )
         return micro
+
+    def _check_memory(self) -> None:
+        """Refuse micro-batches whose pixels alone do not fit into this machine, where a kill would follow."""
+        side = max(self.student_size, self.teacher.image_size)
+        pixels = 3 * 4 * side * side * self.micro_batch_size
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if pixels > memory:
+            raise ValueError(
+                f"{self.micro_batch_size:,} images of {side} pixels at once take {pixels / 1e9:,.0f} GB, and this "
+                f"machine has {memory / 1e9:,.0f}: lower --batch-size or --micro-batch-size"
+            )
 
     @property
     def accumulation(self) -> int:
@@ -230,16 +267,42 @@ class Trainer:
 
     def _log(self, means: Tensor, bar: tqdm, writer: SummaryWriter | None) -> None:
         scores = dict(zip(self.score_names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        self._check_finite(scores)
         new = max((group["lr"] for group in self.optimizer.param_groups if not group["inherited"]), default=0.0)
         record = {"step": self.step, **scores, "lr": new}
-        if not torch.isfinite(means).all():
-            raise RuntimeError(f"the loss is {scores['loss']} at step {self.step}: lower --lr or use --dtype fp32")
         if self._is_main:
             self.run.log(record)
             rate = bar.format_dict["rate"] or 0.0
             shown = {name: f"{score:.4f}" for name, score in scores.items()}
             bar.set_postfix(shown, img_s=f"{rate * self.config.batch_size:.0f}")
             self._to_tensorboard(writer, record | {"images_per_second": rate * self.config.batch_size})
+
+    def _check_finite(self, scores: dict[str, float]) -> None:
+        """Stop before numbers that are not finite are validated or kept.
+
+        Raises:
+            RuntimeError: a score since the last log line, a weight or the optimiser's memory is not finite.
+        """
+        if (finite := all(map(math.isfinite, scores.values()))) and self._is_finite():
+            return
+        what = "weights are no longer finite" if finite else f"loss is {scores['loss']}"
+        kept = self.run.checkpoint_paths()
+        where = f"goes on from {kept[0]}, which is whole" if kept else "begins again, as no checkpoint was due yet"
+        raise RuntimeError(
+            f"training has diverged: the {what} at step {self.step}. The same command with --resume and a lower --lr "
+            f"(it was {self.config.lr:g}), --clip-norm or --dtype fp32 {where}"
+        )
+
+    @torch.no_grad()
+    def _is_finite(self) -> bool:
+        """Whether all trained weights and what the optimiser keeps are finite, on all processes."""
+        tensors = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        tensors += [
+            value for kept in self.optimizer.state.values() for value in kept.values() if torch.is_tensor(value)
+        ]
+        local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+        bad = sum((~tensor.isfinite().all()).to(self.accelerator.device, torch.float32) for tensor in local)
+        return not self.accelerator.reduce(torch.as_tensor(bad, device=self.accelerator.device), "sum").item()
 
     def _to_tensorboard(self, writer: SummaryWriter, record: dict[str, float]) -> None:
         for name, value in record.items():
@@ -263,11 +326,7 @@ class Trainer:
             accelerator.save_state(str(hidden))
         except Exception as error:
             shutil.rmtree(hidden, ignore_errors=True)
-            free = shutil.disk_usage(final.parent).free / 1e6
-            raise OSError(
-                f"checkpoint {final} could not be written ({error}; {free:,.0f} MB are free there); the ones before "
-                "it are whole: make room, then --resume"
-            ) from error
+            raise files.cannot_write(final, error) from error
         new = sorted(set(_gather_lists(list(self.newly_skipped), accelerator)) - self.skipped)
         self.skipped.update(new)
         self.newly_skipped.clear()
@@ -278,9 +337,15 @@ class Trainer:
             files.write_json(hidden / "progress.json", progress)
             if self.alignment is not None:
                 self.alignment.save(hidden)
+            files.write_digests(hidden)
             files.publish(hidden, final)
-            self.run.prune_checkpoints(self.config.keep_checkpoints)
+            self.run.prune_checkpoints(self.config.keep_checkpoints, self.step)
         accelerator.wait_for_everyone()
+
+    def final_scores(self) -> dict[str, float]:
+        """Return the last validation's scores as they were logged; measure once more where that line is lost."""
+        known = [line for line in self.run.read_log() if "val_cosine" in line and line["step"] == self.num_steps]
+        return known[-1] if known else {"step": self.num_steps, **self.validator(self.student)}
 
     def final_state(self) -> dict[str, Tensor]:
         """Return the student's full state dict, gathered from all processes, on the CPU."""
