@@ -20,8 +20,10 @@ Beyond the paper: the same stage with the tokens that LLaVA reads aligned too, o
     ... --stage scienceqa --init-from runs/sf-l-64 --align set+readout --output runs/sf-l-64-aligned
     ... --align set+llm+placed --llava DIR --questions DIR
 
-A killed run goes on with --resume. Expected: a run directory with log.jsonl, tensorboard/, rois/ (pictures of where the
-student looks), encoder/ (for `from_pretrained`), results.json, and a table of teacher beside student.
+A killed run goes on with --resume, to the same numbers. Where training has diverged or does not fit into memory,
+--resume may come with another --lr, --clip-norm, --dtype or --micro-batch-size. Expected: a run directory with
+log.jsonl, tensorboard/, rois/ (pictures of where the student looks), encoder/ (for `from_pretrained`), results.json,
+and a table of teacher beside student.
 """
 
 from sf_llava import cli
@@ -35,7 +37,9 @@ def main(argv: list[str]) -> None:
 
     from sf_llava.bootstrap.run import bootstrap
 
-    results = bootstrap(config)
+    go_on = "the same command with --resume goes on from the newest checkpoint"
+    with cli.when_stopped(f"what {config.output} holds is whole; {go_on}"):
+        results = bootstrap(config)
     if results:
         print_results(results, config.output)
 

@@ -30,29 +30,37 @@ _held: set[Path] = set()  # a process is never refused a lock of its own: these 
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically: a temporary neighbour, flushed to disk, then renamed."""
+    """Write ``data`` to ``path`` atomically: a temporary neighbour, flushed to disk, then renamed.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Make a failure to write, of the system's or of a library's, an OSError that names ``path`` and the space left."""
     try:
-        with writing(path), open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def cannot_write(path: str | Path, error: Exception) -> OSError:
-    """Give the error that says which file could not be written, why, and how much room there is."""
-    reason, folder = getattr(error, "strerror", None) or error, Path(path).absolute().parent
-    room = f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there" if folder.is_dir() else "its folder is gone"
-    return OSError(f"{path} could not be written ({reason}; {room}); whatever was finished before it is whole")
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (
+            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else " ".join(str(error).split())
+        )
+        free = shutil.disk_usage(_nearest_directory(path)).free
+        raise OSError(f"{path} could not be written: {reason} ({free / 2**20:.0f} MiB are free there)") from error
 
 
 def write_digests(directory: str | Path) -> None:
@@ -133,22 +141,12 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated") from error
 
 
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Make a failure to write, of the system's or of a library's, an OSError that names ``path`` and the space left."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.errno:
-            reason = os.strerror(error.errno)
-        free = shutil.disk_usage(_nearest_directory(path)).free
-        raise OSError(f"{path} could not be written: {reason} ({free / 2**20:.0f} MiB are free there)") from error
-
-
-def _nearest_directory(path: str | Path) -> Path:
-    """Find the folder that holds ``path``, or the nearest above it that is there."""
-    return next(parent for parent in Path(os.path.abspath(path)).parents if parent.is_dir())
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """Read JSON whose outermost value must be an object; see :func:`read_json`."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object ({{...}}) as it should")
+    return value
 
 
 def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
@@ -255,3 +253,8 @@ def _lock(path: Path) -> TextIO:
                 os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             return file
         file.close()
+
+
+def _nearest_directory(path: str | Path) -> Path:
+    """Find the folder that holds ``path``, or the nearest above it that is there."""
+    return next(parent for parent in Path(os.path.abspath(path)).parents if parent.is_dir())

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -85,30 +83,6 @@ def test_warm_up_leaves_all_inherited_weights_untouched(world, tmp_path):
     for index in (1, 2):
         for name, value in teacher.block_state_dict(index).items():
             assert torch.equal(student.cortex[index - 1].get_parameter(name), value), name
-
-
-def test_a_run_killed_at_any_moment_resumes_to_the_bit(world, tmp_path):
-    whole = launch(*flags(world, tmp_path / "whole", workers=1))
-    assert whole.returncode == 0, whole.stderr
-    arguments = [sys.executable, SCRIPT, *flags(world, tmp_path / "killed", workers=1, resume=True)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    checkpoints, log = tmp_path / "killed" / "checkpoints", tmp_path / "killed" / "log.jsonl"
-    moments = [
-        lambda: log.exists() and '"step": 2' in log.read_text(),  # before or while the first checkpoint is written
-        lambda: any(path.name.startswith(".step-0000008") for path in checkpoints.iterdir()),  # half a checkpoint
-    ]
-    for moment in moments:
-        process = subprocess.Popen(
-            arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        while process.poll() is None and not moment():
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    last = launch(*flags(world, tmp_path / "killed", workers=1, resume=True))
-    assert last.returncode == 0, last.stderr
-    for name in ("log.jsonl", "encoder/model.safetensors"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_resuming_inside_a_run_equals_never_stopping(world, tmp_path):

@@ -89,10 +89,8 @@ def _bootstrap(
     if not accelerator.is_main_process:
         return {}
     trained = accelerator.unwrap_model(trainer.student)
-    try:
+    with files.writing(run.encoder):
         files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
-    except Exception as error:
-        raise files.cannot_write(run.encoder, error) from error
     saved = load_encoder(run.encoder, dtype=dtype, device=accelerator.device)
     results = {
         "encoders": costs,

@@ -64,7 +64,7 @@ class RunDirectory:
             return {}
         if not resume:
             raise ValueError(f"{self.path} already holds a run; continue it with --resume or choose another --output")
-        before = self._read_object(self.config_path)
+        before = files.read_json_object(self.config_path)
         changes = {
             name: [before.get(name), value]
             for name, value in config.items()
@@ -85,7 +85,7 @@ class RunDirectory:
         Raises:
             ValueError: one of them is another; the message names it.
         """
-        before = self._read_object(self.config_path).get("inputs") if self.config_path.exists() else None
+        before = files.read_json_object(self.config_path).get("inputs") if self.config_path.exists() else None
         if not isinstance(before, dict):
             return
         if other := [name for name, digest in inputs.items() if before.get(name, digest) != digest]:
@@ -129,11 +129,8 @@ class RunDirectory:
         Raises:
             OSError: it could not be written; the message names the file.
         """
-        try:
-            with open(self.log_path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise files.cannot_write(self.log_path, error) from error
+        with files.writing(self.log_path), open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def read_results(self) -> dict[str, Any]:
         """Read the results of a finished run.
@@ -141,7 +138,7 @@ class RunDirectory:
         Raises:
             ValueError: the file is damaged or another program's.
         """
-        results = self._read_object(self.results_path)
+        results = files.read_json_object(self.results_path)
         if missing := RESULTS - results.keys():
             raise ValueError(
                 f"{self.results_path} lacks {', '.join(sorted(missing))}: remove it, and --resume measures again"
@@ -181,15 +178,6 @@ class RunDirectory:
         for folder, names in patterns.items():
             for leftover in [path for name in names for path in folder.glob(name)]:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-    def _read_object(self, path: Path) -> dict[str, Any]:
-        value = files.read_json(path)
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"{path} must hold a JSON object, not {str(value)[:40]!r}: it is damaged, or not of a run; bring it "
-                "back, or choose another --output"
-            )
-        return value
 
     def _read_lines(self) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
         """Read the log's whole lines, and the numbers of damaged ones but for an end that a kill cut off."""

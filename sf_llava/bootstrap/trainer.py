@@ -322,11 +322,12 @@ class Trainer:
         """Write a checkpoint under a hidden name, then rename it: it is whole, or it is not there."""
         accelerator, final = self.accelerator, self.run.checkpoint_path(self.step)
         hidden = final.with_name(f".{final.name}.tmp")
-        try:
-            accelerator.save_state(str(hidden))
-        except Exception as error:
-            shutil.rmtree(hidden, ignore_errors=True)
-            raise files.cannot_write(final, error) from error
+        with files.writing(final):
+            try:
+                accelerator.save_state(str(hidden))
+            except BaseException:
+                shutil.rmtree(hidden, ignore_errors=True)
+                raise
         new = sorted(set(_gather_lists(list(self.newly_skipped), accelerator)) - self.skipped)
         self.skipped.update(new)
         self.newly_skipped.clear()
