@@ -13,8 +13,9 @@ Tables go to the screen, JSON and a plot to ``benchmarks/results``. On the CPU o
 import argparse
 from pathlib import Path
 
-from sf_llava.cli import run
+from sf_llava import cli
 
+REPEATS = cli.Number(int, 1, 10**6)
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 PAIRS = ("sf-b-49", "sf-l-64", "sf-l-128", "sf-l-144-336", "sf-mini")
 SIZES = ("sf-mini", "sf-b-49 @224", "sf-l-64 @224", "sf-l-144 @336")
@@ -23,18 +24,32 @@ SIZES = ("sf-mini", "sf-b-49 @224", "sf-l-64 @224", "sf-l-144 @336")
 def main(argv: list[str]) -> None:
     """Parse the sub-command, run it."""
     arguments = _parse(argv)
+
+    from sf_llava.files import make_directory
+
+    make_directory(arguments.output)
+    with cli.when_stopped(f"tables that were finished are in {arguments.output}; the same command measures anew"):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the sub-command."""
     import torch
+
+    from sf_llava.evaluation.setup import choose_device
 
     if arguments.command == "costs":
         from sf_llava.benchmark import costs
 
         costs.run(arguments.output)
         return
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(choose_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if device == "cpu":
         torch.set_num_threads(1)
-    else:
+    elif torch.device(device).type == "cuda":
         torch.cuda.set_device(torch.device(device).index or 0)
+    else:
+        raise ValueError(f"--device {device}: cuda and cpu are measured")
     if arguments.command == "all":
         if device == "cpu":
             raise ValueError("all measures a GPU and found none: run the other sub-commands on the CPU")
@@ -52,9 +67,7 @@ def main(argv: list[str]) -> None:
         ops.run(batch_sizes=arguments.batch_size or [8], sizes=arguments.sizes, **common)
     elif arguments.command == "encoder":
         modes = arguments.modes or (["eager"] if device == "cpu" else ["eager", "graph", "compiled"])
-        encoder.run(
-            pairs=arguments.pairs, batch_sizes=arguments.batch_size or [1, 8, 32, 128], modes=modes, **common
-        )
+        encoder.run(pairs=arguments.pairs, batch_sizes=arguments.batch_size or [1, 8, 32, 128], modes=modes, **common)
     elif arguments.command == "bootstrap":
         batch_size = (arguments.batch_size or [32])[0]
         bootstrap.run(pairs=arguments.pairs, batch_size=batch_size, data=arguments.data, **common)
@@ -71,9 +84,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     device.add_argument("--device", help="cuda, cuda:1, cpu; a GPU where there is one")
     timed = argparse.ArgumentParser(add_help=False)
     timed.add_argument("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"])
-    timed.add_argument("--batch-size", type=int, nargs="+", help="images at once")
-    timed.add_argument("--repeats", type=int, default=10, help="repetitions after the warm-up")
-    timed.add_argument("--seed", type=int, default=0)
+    timed.add_argument("--batch-size", type=cli.BATCH, nargs="+", help="images at once")
+    timed.add_argument("--repeats", type=REPEATS, default=10, help="repetitions after the warm-up")
+    timed.add_argument("--seed", type=cli.SEED, default=0)
     pairs = argparse.ArgumentParser(add_help=False)
     pairs.add_argument("--pairs", nargs="+", default=PAIRS[:2], choices=PAIRS, help="SparseFormers beside their CLIP")
     commands.add_parser("costs", parents=[output], help="parameters and multiply-adds beside the paper's")
@@ -90,4 +103,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

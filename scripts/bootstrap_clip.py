@@ -66,8 +66,9 @@ def print_results(results: dict, output: str) -> None:
         header[1:1] = ["top-1", "95 %", "retention"]
         for row, score in zip(rows, zero_shot["encoders"], strict=True):
             low, high = score["top1_interval"]
-            retention = score["top1"] / zero_shot["encoders"][0]["top1"]
-            row[1:1] = [f"{score['top1']:.2%}", f"{100 * low:.1f}-{100 * high:.1f}", f"{retention:.1%}"]
+            best = zero_shot["encoders"][0]["top1"]
+            retention = f"{score['top1'] / best:.1%}" if best else "-"
+            row[1:1] = [f"{score['top1']:.2%}", f"{100 * low:.1f}-{100 * high:.1f}", retention]
     print()
     print_table(title, header, rows)
     print(

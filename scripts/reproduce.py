@@ -24,6 +24,7 @@ from sf_llava import cli
 if TYPE_CHECKING:
     from sf_llava.bootstrap.ablations import Row
 
+SEEDS = cli.Number(int, 1, 1000)
 Measured = dict[str, list[dict[str, Any]]]
 
 
@@ -31,11 +32,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=[], metavar="KEY", help="only these (an unknown one lists all)")
-    parser.add_argument("--seeds", type=int, default=2, metavar="K", help="seeds a row (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed (%(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="steps a row; a quarter to continue (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step (%(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (%(default)s)")
+    parser.add_argument("--seeds", type=SEEDS, default=2, metavar="K", help="seeds a row (%(default)s)")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="the first seed (%(default)s)")
+    parser.add_argument("--steps", type=cli.POSITIVE_INT, default=400, help="a row; a quarter continued (%(default)s)")
+    parser.add_argument("--batch-size", type=cli.BATCH, default=32, help="images a step (%(default)s)")
+    parser.add_argument("--lr", type=cli.POSITIVE, default=3e-3, help="peak learning rate (%(default)s)")
     parser.add_argument("--teacher", default="mini", metavar="NAME", help="CLIP teacher (%(default)s)")
     parser.add_argument("--data", metavar="NAME", help="training images (default with mini: mini:both)")
     parser.add_argument("--val-data", metavar="NAME", help="labelled images to score on (default with mini: mini:both)")
@@ -44,7 +45,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/reproduce", metavar="DIR", help="where all runs go (%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice (%(default)s)")
+    parser.add_argument("--threads", type=cli.THREADS_OR_AUTO, default=0, help="of the CPU; 0: torch's choice (0)")
     arguments = parser.parse_args(argv)
     if arguments.teacher == "mini":
         for name in ("data", "val_data", "captions"):
@@ -52,15 +53,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
                 setattr(arguments, name, "mini:both")
     if arguments.data is None or arguments.val_data is None:
         raise ValueError(f"teacher {arguments.teacher} needs --data (training images) and --val-data (labelled images)")
-    if arguments.seeds < 1 or arguments.steps < 1:
-        raise ValueError(f"--seeds and --steps must be at least 1, not {arguments.seeds} and {arguments.steps}")
     return arguments
 
 
 def main(argv: list[str]) -> None:
-    """Run all rows, print the table, draw the plot."""
+    """Parse, run, with the directory of the series for this process alone."""
     arguments = parse(argv)
 
+    from sf_llava.files import locked
+
+    kept = f"rows that are done stay in {arguments.output}; the same command goes on"
+    with locked(arguments.output), cli.when_stopped(kept):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run all rows, print the table, draw the plot."""
     from sf_llava.bootstrap import ablations
     from sf_llava.bootstrap.config import BootstrapConfig
     from sf_llava.evaluation.setup import choose_device
@@ -109,8 +117,9 @@ def report(rows: "list[Row]", measured: Measured, references: list[dict], orderi
             for name in ("image_to_text", "text_to_image")
         ]
         each = " ".join(f"{100 * run['top1']:.2f}" for run in runs)
+        kept = f"{top1 / teacher['top1']:.1%}" if teacher["top1"] else "-"
         cost = f"{runs[0]['multiply_adds'] / 1e9:.4f}"
-        return [title, each, f"{100 * top1:.2f}", f"{top1 / teacher['top1']:.1%}", *recall, cosine,
+        return [title, each, f"{100 * top1:.2f}", kept, *recall, cosine,
                 f"{runs[0]['tokens']} + CLS", cost, paper]  # fmt: skip
 
     body = [cells(entry["name"], [entry], "", "T3: 84.6" * (entry is teacher)) for entry in references]
@@ -128,12 +137,12 @@ def report(rows: "list[Row]", measured: Measured, references: list[dict], orderi
 
 def draw(rows: "list[Row]", measured: Measured, references: list[dict], path: Path) -> None:
     """Plot accuracy against multiply-adds: students by token count, training-free reductions, the teacher."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from sf_llava.benchmark.report import save_figure
 
-    figure, axes = plt.subplots(figsize=(7.5, 5.2), dpi=160, layout="constrained")
+    figure = Figure(figsize=(7.5, 5.2), dpi=160, layout="constrained")
+    axes = figure.subplots()
 
     def line(name: str, points: list[tuple[float, float, int]], **style: Any) -> None:
         points = sorted(points)
@@ -163,8 +172,7 @@ def draw(rows: "list[Row]", measured: Measured, references: list[dict], path: Pa
     axes.grid(alpha=0.3)
     axes.set_xlim(left=0)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
-    figure.savefig(path)
-    plt.close(figure)
+    save_figure(figure, path, dpi=160)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,17 @@ from typing import Any
 
 from sf_llava import cli
 
+LATENTS = cli.Number(int, 1, 2**16)
+SEEDS = cli.Number(int, 1, 1000)
+QUESTIONS = cli.Number(int, 2, 10**6)
 CONTROLS = ("blind", "shuffled", "grey")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=int, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
-    parser.add_argument("--seeds", type=int, default=2, metavar="K", help="seeds of each student (%(default)s)")
+    parser.add_argument("--latents", type=LATENTS, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
+    parser.add_argument("--seeds", type=SEEDS, default=2, metavar="K", help="seeds of each student (%(default)s)")
     parser.add_argument(
         "--align",
         nargs="+",
@@ -32,24 +35,33 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="LOSSES",
         help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm+placed)",
     )
-    parser.add_argument("--questions", type=int, default=6400, help="half of them have an image (%(default)s)")
-    parser.add_argument("--steps", type=int, default=450, help="of the bootstrap (%(default)s)")
+    parser.add_argument("--questions", type=QUESTIONS, default=6400, help="half of them have an image (%(default)s)")
+    parser.add_argument("--steps", type=cli.POSITIVE_INT, default=450, help="of the bootstrap (%(default)s)")
     parser.add_argument(
-        "--continued-steps", type=int, help="of the continuations (the recipe's: 220, and 600 where a LLM is asked)"
+        "--continued-steps",
+        type=cli.POSITIVE_INT,
+        help="of the continuations (the recipe's: 220, and 600 where a LLM is asked)",
     )
     parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
     parser.add_argument("--output", default="runs/swap_table", metavar="DIR", help="(%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice (%(default)s)")
+    parser.add_argument("--threads", type=cli.THREADS_OR_AUTO, default=0, help="of the CPU; 0: torch's choice (0)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> None:
-    """Train, ask, print, draw."""
+    """Parse, run, with the directory of the series for this process alone."""
     arguments = parse(argv)
-    if min(arguments.seeds, arguments.questions, *arguments.latents) < 1:
-        raise ValueError("--latents, --seeds and --questions must be at least 1")
 
+    from sf_llava.files import locked
+
+    kept = f"students and answers so far stay in {arguments.output}; the same command goes on"
+    with locked(arguments.output), cli.when_stopped(kept):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, ask, print, draw."""
     import transformers
 
     from sf_llava.benchmark.report import environment
@@ -122,14 +134,15 @@ def report(rows: list[dict[str, Any]], validation: dict[str, dict[str, Any]]) ->
     for row in rows:
         accuracies = [score["image_accuracy"] for score in row["scores"]]
         row["image_accuracy"] = sum(accuracies) / len(accuracies)
-        row["kept"] = row["image_accuracy"] / teacher["image_accuracy"]
+        row["kept"] = row["image_accuracy"] / teacher["image_accuracy"] if teacher["image_accuracy"] else None
         row["differences"] = [scienceqa.compare(score, teacher)["image"] for score in row["scores"]]
         differences = "; ".join(
             f"{100 * d['difference']:+.2f} ({100 * d['interval'][0]:+.1f} to {100 * d['interval'][1]:+.1f})"
             for d in row["differences"]
         )
         each = " ".join(f"{100 * accuracy:.2f}" for accuracy in accuracies)
-        body.append([row["name"], each, f"{row['kept']:.1%}", "" if row is rows[0] else differences])
+        kept = "-" if row["kept"] is None else f"{row['kept']:.1%}"
+        body.append([row["name"], each, kept, "" if row is rows[0] else differences])
     title = f"mini LLaVA, {teacher['image_total']:,} held-out image questions, accuracy in %; LLM and projector frozen"
     print_table(title, ["tower", "each seed", "kept", "points from the teacher (95 %, paired), each seed"], body)
     print_kinds({row["short"]: row["scores"][0] for row in rows if "short" in row})
@@ -138,6 +151,8 @@ def report(rows: list[dict[str, Any]], validation: dict[str, dict[str, Any]]) ->
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the accuracies as bars, a dot a seed."""
     from matplotlib.figure import Figure
+
+    from sf_llava.benchmark.report import save_figure
 
     figure = Figure(figsize=(8, 0.34 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
@@ -151,7 +166,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="% of image questions right (dots: seeds, line: teacher)")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

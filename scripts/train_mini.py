@@ -8,7 +8,8 @@
         the shipped LLaVA around the shipped CLIP, on questions in ScienceQA's form; about two hours on one free core
 
 All write OUTPUT/clip or OUTPUT/llava (an ordinary model directory with tokenizer and processor), OUTPUT/results.json,
-OUTPUT/log.jsonl and OUTPUT/checkpoint.pt. The same command continues a run that was interrupted.
+OUTPUT/log.jsonl and OUTPUT/checkpoint.pt. The same command continues a run that was interrupted, from the checkpoint
+before the last where the last one is damaged.
 """
 
 import argparse
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sf_llava import cli
+
+BATCH = cli.Number(int, 1, 4096)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -31,19 +36,26 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 8000, 12)):
         output = f"runs/mini_{sub.prog.split()[-1]}"
         sub.add_argument("--output", type=Path, default=Path(output), help=f"run directory (default {output})")
-        sub.add_argument("--seed", type=int, default=0, help="initial weights, captions, augmentation (default 0)")
-        sub.add_argument("--steps", type=int, default=steps, help=f"optimizer steps (default {steps})")
-        sub.add_argument("--batch-size", type=int, default=batch_size, help=f"images a step (default {batch_size})")
-        sub.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default 1)")
+        sub.add_argument("--seed", type=cli.SEED, default=0, help="initial weights, captions, augmentation (default 0)")
+        sub.add_argument("--steps", type=cli.POSITIVE_INT, default=steps, help=f"optimizer steps (default {steps})")
+        sub.add_argument("--batch-size", type=BATCH, default=batch_size, help=f"images a step (default {batch_size})")
+        sub.add_argument("--threads", type=cli.THREADS, default=1, help="CPU threads of torch (default 1)")
         sub.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    if min(args.steps, args.batch_size, args.threads) < 1:
-        raise ValueError("--steps, --batch-size and --threads must be at least 1")
 
+    from sf_llava.files import locked
+
+    go_on = "the same command goes on from its newest checkpoint"
+    with locked(args.output), cli.when_stopped(f"what {args.output} holds is whole; {go_on}"):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train what is asked for, and say where it is."""
     import torch
 
     torch.set_num_threads(args.threads)
@@ -98,6 +110,4 @@ def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from sf_llava.cli import run
-
-    run(main)
+    cli.run(main)

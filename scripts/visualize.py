@@ -10,10 +10,14 @@ Expected: the names of focus.png (input, RoIs of the first, third and last itera
 """
 
 import argparse
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf_llava import cli
+
+NUM_IMAGES = cli.Number(int, 1, 64)
+SEED = cli.Number(int, 0, 10**6)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,10 +31,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--encoder", metavar="DIR", help="encoder or run directory (default: the quickstart's)")
     parser.add_argument("--teacher", metavar="NAME", help="teacher beside it (default: the one that its run names)")
     parser.add_argument("--output", default="runs/visualize", metavar="DIR", help="where the pictures go (%(default)s)")
-    parser.add_argument("--num-images", type=int, default=4, help="drawn pictures to show (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which drawn pictures (%(default)s)")
+    parser.add_argument("--num-images", type=NUM_IMAGES, default=4, help="drawn pictures to show (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="which drawn pictures (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where to run (%(default)s)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if len(arguments.images) > NUM_IMAGES.high:
+        raise ValueError(f"{len(arguments.images)} images do not fit on one sheet: name at most {NUM_IMAGES.high}")
+    return arguments
 
 
 def open_pictures(arguments: argparse.Namespace) -> "list[Image.Image]":
@@ -61,21 +68,26 @@ def main(argv: list[str]) -> None:
     """Parse, run the encoder, draw."""
     arguments = parse(argv)
 
+    from sf_llava.files import make_directory, write_bytes
+
+    folder = make_directory(arguments.output)
+
     import torch
 
     from sf_llava import visualize
     from sf_llava.checkpoints.encoder import load_encoder
     from sf_llava.data.transforms import Preprocessing
     from sf_llava.evaluation.attention import cls_attention
-    from sf_llava.evaluation.setup import QUICKSTART, teacher_of
+    from sf_llava.evaluation.setup import QUICKSTART, choose_device, teacher_of
     from sf_llava.teachers import load_teacher
 
     path = arguments.encoder or QUICKSTART
-    encoder = load_encoder(path, device=arguments.device)
+    device = choose_device(arguments.device)
+    encoder = load_encoder(path, device=device)
     config = encoder.config
     preprocessing = Preprocessing(config.image_size, config.image_mean, config.image_std)
     views = [preprocessing.fit(picture) for picture in open_pictures(arguments)]
-    pixel_values = torch.stack([preprocessing.normalise(view) for view in views]).to(arguments.device)
+    pixel_values = torch.stack([preprocessing.normalise(view) for view in views]).to(device)
     with torch.no_grad():
         output = encoder(pixel_values, output_hidden_states=True, output_sampling_points=True)
         student_attention = cls_attention(
@@ -86,8 +98,8 @@ def main(argv: list[str]) -> None:
         )
         teacher_attention = None
         if teacher_name := arguments.teacher or teacher_of(path):
-            teacher = load_teacher(teacher_name, device=arguments.device)
-            seen = torch.stack([teacher.preprocessing(view) for view in views]).to(arguments.device)
+            teacher = load_teacher(teacher_name, device=device)
+            seen = torch.stack([teacher.preprocessing(view) for view in views]).to(device)
             last = teacher.num_hidden_layers - 1
             teacher_attention = cls_attention(
                 teacher.tokens(seen, last),
@@ -102,10 +114,11 @@ def main(argv: list[str]) -> None:
         "iterations": visualize.iteration_sheet(views, output.rois),
         "heat": visualize.heat_sheet(views, output.sampling_points, student_attention, teacher_attention),
     }
-    Path(arguments.output).mkdir(parents=True, exist_ok=True)
     for name, picture in sheets.items():
-        picture.save(Path(arguments.output) / f"{name}.png")
-        print(Path(arguments.output) / f"{name}.png")
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        write_bytes(folder / f"{name}.png", buffer.getvalue())
+        print(folder / f"{name}.png")
     print(describe_movement(output.rois))
 
 

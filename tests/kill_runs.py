@@ -13,7 +13,6 @@ import os
 import random
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,33 +38,43 @@ def run(config: BootstrapConfig) -> None:
     bootstrap(config)
 
 
-def finish(config: BootstrapConfig) -> float:
-    """Run a bootstrap to its end in a process of its own; return the seconds it took."""
-    begun = time.monotonic()
+def finish(config: BootstrapConfig) -> None:
+    """Run a bootstrap to its end, in a process of its own."""
     process = _context.Process(target=run, args=(config,))
     process.start()
     process.join()
     assert process.exitcode == 0, f"{config.output} ended with exit code {process.exitcode}"
-    return time.monotonic() - begun
 
 
-def kill_at_random(config: BootstrapConfig, kills: int, seconds: float, draws: random.Random) -> list[str]:
-    """Start ``config`` and kill it, ``kills`` times; say how far it had come each time."""
-    said = []
-    while len(said) < kills:
+def kill_at_random(config: BootstrapConfig, kills: int, draws: random.Random) -> list[str]:
+    """Start ``config`` and kill it, up to ``kills`` times; say how far it had come each time.
+
+    Every time it may take up to two more steps, or begin to write what follows the last one.
+    """
+    said: list[str] = []
+    output = Path(config.output)
+    while len(said) < kills and not (output / "results.json").exists():
+        goal = min(newest(output) + draws.randrange(3), config.steps)
         process = _context.Process(target=run, args=(config,))
         process.start()
-        process.join(draws.uniform(0, 0.6 * seconds))
+        while process.exitcode is None and newest(output) < goal:
+            process.join(0.005)
+        process.join(draws.uniform(0, 0.5 if goal else 5))
         if process.exitcode is None:
             process.kill()
             process.join()
-        assert process.exitcode in (-9, 0), f"{config.output} ended by itself, with exit code {process.exitcode}"
-        output = Path(config.output)
-        checkpoints = output / "checkpoints"
-        said.append(f"{sorted(os.listdir(checkpoints)) if checkpoints.exists() else 'nothing yet'}")
-        if (output / "results.json").exists():  # it had come to its end: the last kills begin a new one
-            break
+        assert process.exitcode in (-9, 0), f"{output} ended by itself, with exit code {process.exitcode}"
+        said.append(f"at step {newest(output)}, {len(leftovers(output))} files half written")
     return said
+
+
+def newest(output: Path) -> int:
+    """Step of the newest checkpoint."""
+    return max((int(path.name[5:]) for path in (output / "checkpoints").glob("step-*")), default=0)
+
+
+def leftovers(output: Path) -> list[Path]:
+    return list(output.rglob(".*"))
 
 
 def contents(output: Path) -> dict[str, object]:
@@ -86,13 +95,14 @@ def contents(output: Path) -> dict[str, object]:
 def compare(config: BootstrapConfig, kills: int, draws: random.Random) -> list[str]:
     """Kill a run ``kills`` times, as often from the beginning as it needs; what it leaves must be a whole run's."""
     whole = replace(config, output=f"{config.output}-whole")
-    seconds = finish(whole)
+    finish(whole)
     said: list[str] = []
     while len(said) < kills:
         killed = replace(config, output=f"{config.output}-{len(said)}", resume=True)
-        said += kill_at_random(killed, kills - len(said), seconds, draws)
+        said += kill_at_random(killed, kills - len(said), draws)
         finish(killed)
         left, right = contents(Path(whole.output)), contents(Path(killed.output))
+        assert not leftovers(Path(killed.output))
         assert left.keys() == right.keys(), f"{killed.output}: {left.keys() ^ right.keys()}"
         differing = [name for name in left if left[name] != right[name]]
         assert not differing, f"{killed.output} differs in {differing}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from sf_llava.benchmark.report import environment, print_table
 from sf_llava.benchmark.targets import judge
-from sf_llava.files import write_json
+from sf_llava.files import make_directory, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 580
@@ -66,7 +66,7 @@ def run(output: Path, device: str, steps: list[Step], seconds: float = SECONDS) 
     Returns:
         What ``all_DEVICE.json`` holds: ``steps`` and ``targets``.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_directory(output)
     end = time.monotonic() + seconds
     path = output / f"all_{device.split(':')[0]}.json"
     written: dict[str, Any] = {"environment": environment(device), "steps": []}

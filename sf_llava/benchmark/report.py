@@ -1,14 +1,18 @@
 """What every benchmark shares: a table on screen, a JSON file with the environment it was measured in."""
 
+import io
 import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sf_llava.files import write_json
+from sf_llava.files import write_bytes, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -62,12 +66,17 @@ def save(output: Path, name: str, device: str, rows: Sequence[dict[str, Any]], *
     return path
 
 
+def save_figure(figure: "Figure", path: Path, dpi: int = 100) -> None:
+    """Write a figure of matplotlib as a PNG file, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi)
+    write_bytes(path, buffer.getvalue())
+
+
 def plot_throughput(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     """Plot images a second against tokens at the largest batch: each pair in the mode in which ours is fastest."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
 
     largest = max(row["batch_size"] for row in rows)
     fastest: dict[str, dict[str, Any]] = {}
@@ -76,7 +85,8 @@ def plot_throughput(path: Path, rows: Sequence[dict[str, Any]], title: str) -> N
             fastest[row["pair"]] = row
     tokens = [row["tokens"] for row in fastest.values()]
     ours, clip = ([largest / row[side]["seconds"] for row in fastest.values()] for side in ("student", "teacher"))
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     axes.vlines(tokens, clip, ours, colors="grey", linestyles="dotted", linewidth=0.8)
     axes.plot(tokens, ours, "o", label="SparseFormer")
     axes.plot(tokens, clip, "s", label="the CLIP it replaces")
@@ -91,19 +101,16 @@ def plot_throughput(path: Path, rows: Sequence[dict[str, Any]], title: str) -> N
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.margins(x=0.1, y=0.2)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def plot_parts(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     """Plot the time up to the first token as bars of tower, projector and prefill, one for each tower."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     names = [f"{row['tower']}\n{row['visual_tokens']} tokens" for row in rows]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     bottoms = [0.0] * len(rows)
     for part in ("tower", "projector", "prefill"):
         heights = [row["parts"][part]["seconds"] * 1e3 for row in rows]
@@ -115,5 +122,4 @@ def plot_parts(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     axes.set_title(title, size=10)
     axes.tick_params(axis="x", labelsize=8)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    save_figure(figure, path)

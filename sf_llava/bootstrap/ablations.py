@@ -147,7 +147,7 @@ class Series:
         results = bootstrap(replace(self.common, output=str(run), seed=seed, resume=True, **changes))
         summary = run / "row.json"
         if summary.exists():
-            return files.read_json(summary)
+            return files.read_json_object(summary)
         own = next(entry for entry in results["encoders"] if entry["name"] == "student")
         zero_shot = results["zero_shot"]
         score = next(entry for entry in zero_shot["encoders"] if entry["name"] == "student")
@@ -170,7 +170,7 @@ class Series:
         """Score the teacher and its training-free reductions, or read what an earlier call measured."""
         summary = self.output / "references.json"
         if summary.exists():
-            return files.read_json(summary)
+            return _read_rows(summary)
         teacher = self.teacher
         encoders = [teacher_encoder(teacher)]
         cortex = teacher.num_hidden_layers // 3
@@ -209,6 +209,13 @@ class Series:
         store = EmbeddingStore(self.output / "embeddings")
         result = evaluate_retrieval(open_captions(self.captions), self.teacher, encoders, store).to_dict()
         return [{name: entry[name]["recall@1"] for name in DIRECTIONS} for entry in result["encoders"]]
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    found = files.read_json(path)
+    if not isinstance(found, list) or not found or not all(isinstance(row, dict) and "top1" in row for row in found):
+        raise ValueError(f"{path} is damaged: remove it, and the same command measures again")
+    return found
 
 
 def compare_orderings(rows: Sequence[Row], measured: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

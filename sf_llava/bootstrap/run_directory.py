@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava import files
+from sf_llava.logs import describe_damage, read_lines
 
 RESULTS = {"encoders", "zero_shot", "val_cosine", "step", "seconds", "images_per_second", "peak_memory_gb", "dtype",
            "seed", "environment", "skipped_images"}  # fmt: skip
 """What every ``results.json`` holds."""
 
 _CHECKPOINT = re.compile(r"step-(\d{7,})")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class RunDirectory:
@@ -109,19 +109,17 @@ class RunDirectory:
             files.write_json(self.config_path, config)  # first: it marks the directory as a run's
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        lines, damaged = self._read_lines()
+        lines, damaged = read_lines(self.log_path)
         kept = [line for line, record in lines if record["step"] <= step]
         if changes and (note := json.dumps({"step": step, "changed": changes}).encode()) not in kept[-1:]:
             kept.append(note)
         files.write_bytes(self.log_path, b"".join(line + b"\n" for line in kept))
         files.write_json(self.config_path, config)
-        if not damaged:
-            return []
-        return [f"{self.log_path}: {len(damaged)} damaged lines are left out ({', '.join(map(str, damaged[:10]))})"]
+        return [describe_damage(self.log_path, damaged)] if damaged else []
 
     def read_log(self) -> list[dict[str, Any]]:
         """Read all whole lines of the log."""
-        return [record for _, record in self._read_lines()[0]]
+        return [record for _, record in read_lines(self.log_path)[0]]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to the log.
@@ -178,27 +176,3 @@ class RunDirectory:
         for folder, names in patterns.items():
             for leftover in [path for name in names for path in folder.glob(name)]:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-    def _read_lines(self) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
-        """Read the log's whole lines, and the numbers of damaged ones but for an end that a kill cut off."""
-        lines: list[tuple[bytes, dict[str, Any]]] = []
-        damaged: list[int] = []
-        if not self.log_path.exists():
-            return lines, damaged
-        texts = self.log_path.read_bytes().removeprefix(_BYTE_ORDER_MARK).split(b"\n")
-        for number, text in enumerate(texts, 1):
-            record = _parse_record(text)
-            if record is not None:
-                lines.append((text.strip(), record))
-            elif number < len(texts) and text.strip():
-                damaged.append(number)
-        return lines, damaged
-
-
-def _parse_record(line: bytes) -> dict[str, Any] | None:
-    """Read one line of the log; None where it is damaged."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None

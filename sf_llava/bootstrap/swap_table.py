@@ -124,8 +124,8 @@ class SwapSeries:
         if isinstance(student, Student):
             settings["stages"] = [f"{stage.steps} steps, align {stage.align}" for stage in self.stages(student)]
         if (folder / "score.json").exists():
-            known = files.read_json(folder / "score.json")
-            if known["settings"] != settings:
+            known = files.read_json_object(folder / "score.json")
+            if known.get("settings") != settings:
                 raise ValueError(f"{folder} holds answers of other settings: name another --output, or remove it")
             return known
         data = self._open(split)

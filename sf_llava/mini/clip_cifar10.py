@@ -5,6 +5,8 @@ class are right answers for each other, and the 32 px photographs are enlarged t
 the 64 tokens of the mini teacher.
 """
 
+import functools
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,14 +90,14 @@ def train_on_labelled(
     model = build_clip(
         len(tokenizer), width=192, layers=6, head_dim=64, text_width=128, text_layers=3, projection=128
     )
+    per_epoch = len(training) // config.batch_size
+    if per_epoch == 0:
+        raise ValueError(f"{len(training)} training images do not fill one batch of {config.batch_size}")
     images, labels = decode_all(training, "decode training images"), np.array(training.labels)
     held_out = None
     if validation is not None:
         held_out = torch.from_numpy(decode_all(validation, "decode validation images")), torch.tensor(validation.labels)
     prompts = prompts_of(tokenizer, names)
-    per_epoch = len(images) // config.batch_size
-    if per_epoch == 0:
-        raise ValueError(f"{len(images)} training images do not fill one batch of {config.batch_size}")
 
     def make_batch(step: int) -> Batch:
         epoch, part = divmod(step, per_epoch)
@@ -113,7 +115,10 @@ def train_on_labelled(
             return {}
         return {"validation": zero_shot_accuracy(model, held_out[0][:count], held_out[1][:count], prompts)}
 
-    seconds = train(model, None, make_batch, lambda model: measure(model, 1000), config, run_dir)
+    digest = hashlib.sha256(images)
+    digest.update(labels)
+    measure_some = functools.partial(measure, count=1000)
+    seconds = train(model, None, make_batch, measure_some, config, run_dir, data=digest.hexdigest())
     write_directory(run_dir / "clip", lambda directory: save_clip(model, tokenizer, directory, names, TEMPLATES))
     results = measure(model) | {"images": config.steps * config.batch_size, "seconds": round(seconds)}
     write_json(run_dir / "results.json", results)

@@ -4,8 +4,6 @@ What the two trainings (drawn world, CIFAR-10) share. A batch is a function of t
 continues from its last checkpoint with the same numbers it would have seen.
 """
 
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel
 
-from ..files import write_bytes
 from .clip_model import normalise
+from .progress import ADVICE, Progress
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -175,57 +173,46 @@ def train(
     config: TrainingConfig,
     run_dir: Path,
     step_losses: Callable[[Model, Any, Any], dict[str, Tensor]] = training_step,
+    data: str = "",
 ) -> float:
     """Train in place, with a progress bar; returns the seconds spent, earlier parts of a resumed run included.
 
     ``step_losses(model, head, make_batch(step))`` gives the ``loss`` to minimise and others for the log.
-    ``run_dir`` receives ``log.jsonl`` and ``checkpoint.pt`` (written atomically); a checkpoint found there is resumed.
+    ``run_dir`` receives ``log.jsonl`` and checkpoints (written atomically); what is found there is resumed. ``data``
+    names the data, where they are not drawn: with other data a run is not continued.
+
+    Raises:
+        ValueError: ``run_dir`` holds a training with other numbers or data, or damaged checkpoints alone.
+        RuntimeError: the loss or the weights are no longer finite.
     """
     optimizers = build_optimizers(model, head, config)
     parts = {"model": model, "head": head, "muon": optimizers[0], "adamw": optimizers[1]}
     parts = {name: part for name, part in parts.items() if part is not None}
-    run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint, log_path = run_dir / "checkpoint.pt", run_dir / "log.jsonl"
-    first_step, seconds = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["config"] != asdict(config):
-            raise ValueError(
-                f"{checkpoint} was made with {state['config']}, this run asks for {asdict(config)}; "
-                "give the same numbers or another --output"
-            )
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        first_step, seconds = state["step"], state["seconds"]
-        kept = [line for line in log_path.read_text().splitlines() if json.loads(line)["step"] < first_step]
-        write_bytes(log_path, "".join(f"{line}\n" for line in kept).encode())
+    progress = Progress(run_dir, parts, asdict(config) | ({"data": data} if data else {}))
+    first_step, seconds = progress.resume()
     model.train()
     started = time.perf_counter() - seconds
     measured: dict[str, float] = {}
     bar = tqdm(range(first_step, config.steps), initial=first_step, total=config.steps, unit="step", mininterval=2)
-    with open(log_path, "a", encoding="utf-8") as log:
-        for step in bar:
-            factor = learning_rate_factor(step, config)
-            for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
-                optimizer.param_groups[0]["lr"] = rate * factor
-            losses = step_losses(model, head, make_batch(step))
-            losses["loss"].backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            record = {"step": step, **{name: round(loss.item(), 4) for name, loss in losses.items()}}
-            if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
-                measured = {name: round(value, 4) for name, value in evaluate(model).items()}
-                record |= measured
-                bar.write(f"step {step + 1}: {measured}")
-            bar.set_postfix({**{k: v for k, v in record.items() if k != "step"}, **measured})
-            record["seconds"] = round(time.perf_counter() - started, 1)
-            log.write(json.dumps(record) + "\n")
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                log.flush()
-                state = {name: part.state_dict() for name, part in parts.items()}
-                state |= {"step": step + 1, "seconds": time.perf_counter() - started, "config": asdict(config)}
-                buffer = io.BytesIO()
-                torch.save(state, buffer)
-                write_bytes(checkpoint, buffer.getvalue())
+    for step in bar:
+        factor = learning_rate_factor(step, config)
+        for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
+        losses = step_losses(model, head, make_batch(step))
+        losses["loss"].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if not losses["loss"].isfinite():
+            raise RuntimeError(f"training has diverged: the loss is {losses['loss']:.4g} at step {step}; {ADVICE}")
+        record = {"step": step, **{name: round(loss.item(), 4) for name, loss in losses.items()}}
+        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+            measured = {name: round(value, 4) for name, value in evaluate(model).items()}
+            record |= measured
+            bar.write(f"step {step + 1}: {measured}")
+        bar.set_postfix({**{k: v for k, v in record.items() if k != "step"}, **measured})
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        progress.log(record)
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            progress.save(step + 1, time.perf_counter() - started)
     return time.perf_counter() - started
