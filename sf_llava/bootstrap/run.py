@@ -122,14 +122,14 @@ def _train(trainer: Trainer) -> None:
             f"out of memory with {trainer.micro_batch_size} images at once: lower --micro-batch-size (the batch of a "
             "step stays as it is) or add --gradient-checkpointing, then --resume"
         ) from error
-    except OSError as error:
-        raise OSError(f"{error}; {go_on}") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RuntimeError(
-            f"a data loading process has died, of too little memory or killed ({error}): lower --workers; {go_on}"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # raised wherever this process was when a data process died
+            raise RuntimeError(
+                f"a data loading process has died, of too little memory or killed ({error}): lower --workers; {go_on}"
+            ) from error
+        if isinstance(error, OSError):
+            raise OSError(f"{error}; {go_on}") from error
+        raise
 
 
 def describe_machine(accelerator: Accelerator) -> dict[str, Any]:

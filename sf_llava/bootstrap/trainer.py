@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -126,31 +127,33 @@ class Trainer:
 
     def train(self) -> None:
         """Run all remaining steps."""
-        accelerator, config = self.accelerator, self.config
-        writer = SummaryWriter(self.run.path / "tensorboard", purge_step=self.step) if self._is_main else None
-        bar = tqdm(
-            total=self.num_steps, initial=self.step, desc="bootstrap", unit="step", disable=not self._is_main,
-            dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30,
-        )  # fmt: skip
+        with ExitStack() as stack:  # both end before an error is told
+            writer = SummaryWriter(self.run.path / "tensorboard", purge_step=self.step) if self._is_main else None
+            if writer:
+                stack.callback(writer.close)
+            bar = tqdm(
+                total=self.num_steps, initial=self.step, desc="bootstrap", unit="step", disable=not self._is_main,
+                dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 30,
+            )  # fmt: skip
+            self._take_steps(stack.enter_context(bar), writer)
+
+    def _take_steps(self, bar: tqdm, writer: SummaryWriter | None) -> None:
         batches = self._batches()
         clock = time.perf_counter()
-        window = torch.zeros(len(self.score_names), device=accelerator.device)  # sums since the last log line
+        window = torch.zeros(len(self.score_names), device=self.accelerator.device)  # sums since the last log line
         while self.step < self.num_steps:
             window += self._train_step(batches)
             self.step += 1
             self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
             last = self.step == self.num_steps
             bar.update()
-            if self.step % config.log_every == 0 or last:
-                self._log(window / ((self.step - 1) % config.log_every + 1), bar, writer)
+            if self.step % self.config.log_every == 0 or last:
+                self._log(window / ((self.step - 1) % self.config.log_every + 1), bar, writer)
                 window.zero_()
             if self.step % self.eval_every == 0 or last:
                 self._validate(bar, writer)
             if self.step % self.save_every == 0 or last:
                 self.save_checkpoint()
-        bar.close()
-        if writer:
-            writer.close()
 
     @property
     def eval_every(self) -> int:

@@ -193,26 +193,27 @@ def train(
     model.train()
     started = time.perf_counter() - seconds
     measured: dict[str, float] = {}
-    bar = tqdm(range(first_step, config.steps), initial=first_step, total=config.steps, unit="step", mininterval=2)
-    for step in bar:
-        factor = learning_rate_factor(step, config)
-        for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
-        losses = step_losses(model, head, make_batch(step))
-        losses["loss"].backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if not losses["loss"].isfinite():
-            raise RuntimeError(f"training has diverged: the loss is {losses['loss']:.4g} at step {step}; {ADVICE}")
-        record = {"step": step, **{name: round(loss.item(), 4) for name, loss in losses.items()}}
-        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
-            measured = {name: round(value, 4) for name, value in evaluate(model).items()}
-            record |= measured
-            bar.write(f"step {step + 1}: {measured}")
-        bar.set_postfix({**{k: v for k, v in record.items() if k != "step"}, **measured})
-        record["seconds"] = round(time.perf_counter() - started, 1)
-        progress.log(record)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            progress.save(step + 1, time.perf_counter() - started)
+    with tqdm(total=config.steps, initial=first_step, unit="step", mininterval=2) as bar:
+        for step in range(first_step, config.steps):
+            factor = learning_rate_factor(step, config)
+            for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
+                optimizer.param_groups[0]["lr"] = rate * factor
+            losses = step_losses(model, head, make_batch(step))
+            losses["loss"].backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if not losses["loss"].isfinite():
+                raise RuntimeError(f"training has diverged: the loss is {losses['loss']:.4g} at step {step}; {ADVICE}")
+            record = {"step": step, **{name: round(loss.item(), 4) for name, loss in losses.items()}}
+            if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+                measured = {name: round(value, 4) for name, value in evaluate(model).items()}
+                record |= measured
+                bar.write(f"step {step + 1}: {measured}")
+            bar.set_postfix({**{k: v for k, v in record.items() if k != "step"}, **measured})
+            record["seconds"] = round(time.perf_counter() - started, 1)
+            progress.log(record)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                progress.save(step + 1, time.perf_counter() - started)
+            bar.update()
     return time.perf_counter() - started
