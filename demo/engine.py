@@ -20,6 +20,7 @@ from uploads import Picture, RefusedError
 from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.model import SparseFormerModel
 from sf_llava.plugin import Swap, restore, swap
+from sf_llava.plugin.host import embed_prompts, new_cache
 from sf_llava.visualize import pictures_from_pixels
 
 MAX_LETTERS = 20_000  # of a question; the context's bound is counted in tokens
@@ -188,22 +189,18 @@ class Engine:
 
     def _decode(self, answer: Answer, ids: list[int], views: Sequence[View], sampling: Sampling) -> Iterator[Answer]:
         """Read the prompt, then one token a step; the last yield has ``state`` set."""
-        seen = {"image": _Features([view.features for view in views])} if views else None
-        tokens, cache, new = torch.tensor([ids], device=self.device), None, []
+        tokens, cache, new = torch.tensor([ids], device=self.device), new_cache(self.model), []
         while True:
             with self._lock, torch.inference_mode():
                 self._put(self._encoder(answer.tower, answer.latents))
                 start = self._now()
-                output = self.model(
-                    input_ids=tokens,
-                    past_key_values=cache,
-                    mm_encoder_outputs=seen,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
+                read = {"input_ids": tokens}
+                if views and not new:
+                    features = torch.cat([view.features for view in views])
+                    read = {"inputs_embeds": embed_prompts(self.model, tokens, features)}
+                output = self.model(**read, **cache, use_cache=True, logits_to_keep=1)
                 token = self._choose(output.logits[0, -1], sampling.temperature)
                 seconds = self._now() - start
-            cache, seen = output.past_key_values, None
             tokens = torch.tensor([[token]], device=self.device)
             if not new:
                 answer.prefill_ms = 1e3 * seconds
@@ -249,10 +246,3 @@ class Engine:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return time.perf_counter()
-
-
-@dataclass
-class _Features:
-    """Projected tokens in the shape that the model's ``mm_encoder_outputs`` has."""
-
-    pooler_output: list[Tensor]
