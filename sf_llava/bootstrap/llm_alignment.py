@@ -28,7 +28,8 @@ from sf_llava.data.scienceqa import ScienceQA, explain, open_scienceqa
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.evaluation.scienceqa import Answerer, Generation
 from sf_llava.mini import MINI_LLAVA_DIR
-from sf_llava.plugin.positions import arrange, count_positions, weigh_latents
+from sf_llava.plugin.hooks import weigh_latents
+from sf_llava.plugin.positions import arrange, count_positions
 from sf_llava.teachers.base import Teacher
 
 ROWS_AT_ONCE = 16  # of like length: little padding, and attention scores that stay in a CPU's cache

@@ -4,10 +4,70 @@ Letters: B prompts, L prompt tokens, V visual tokens of all prompts together, W 
 """
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from accelerate.utils import is_compiled_module
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
+
+
+def find_llava(model: Any, to_change: bool = False) -> LlavaForConditionalGeneration:
+    """Take a LLaVA out of what is wrapped around it.
+
+    Args:
+        model: a LLaVA, or one in torch.compile's, DataParallel's or PEFT's wrapper.
+        to_change: its modules will be exchanged, which a DistributedDataParallel or FSDP would not notice.
+
+    Raises:
+        ValueError: it is no such model, or the wrapper is none that can be looked through.
+    """
+    inner = unwrap(model)
+    if not isinstance(inner, LlavaForConditionalGeneration):
+        raise ValueError(_what_is_wrong(model, inner))
+    if to_change and (isinstance(inner, FSDPModule) or isinstance(model, DistributedDataParallel)):
+        name = "fully_shard" if isinstance(inner, FSDPModule) else type(model).__name__
+        raise ValueError(
+            f"the LLaVA is inside {name}, which goes on with the weights it was given: change the tower first, wrap "
+            "then"
+        )
+    return inner
+
+
+def unwrap(module: Any) -> Any:
+    """Look through torch.compile, DataParallel, DistributedDataParallel and PEFT's adapters; their weights stay.
+
+    Raises:
+        ValueError: PEFT's adapters are virtual tokens, which live in the wrapper.
+    """
+    while True:
+        if is_compiled_module(module):
+            module = module._orig_mod  # torch's only name for it
+        elif isinstance(module, (nn.DataParallel, DistributedDataParallel)):
+            module = module.module
+        elif isinstance(module, nn.Module) and hasattr(module, "get_base_model") and hasattr(module, "peft_config"):
+            for adapter in module.peft_config.values():
+                if getattr(adapter, "is_prompt_learning", False):
+                    raise ValueError(
+                        f"the model is inside PEFT's {type(module).__name__} with virtual tokens "
+                        f"({type(adapter).__name__}), which are lost outside it: give the model without them"
+                    )
+            module = module.get_base_model()
+        else:
+            return module
+
+
+def _what_is_wrong(model: Any, inner: Any) -> str:
+    """Word what was given in place of a LLaVA."""
+    expected = f"expected a LlavaForConditionalGeneration, not {type(inner).__name__}"
+    if hasattr(getattr(inner, "config", None), "image_grid_pinpoints"):
+        return f"{expected}: models that tile an image lay its tokens on a grid, which a SparseFormer does not have"
+    parts = inner.modules() if isinstance(inner, nn.Module) else ()
+    if any(isinstance(part, LlavaForConditionalGeneration) for part in parts):
+        return f"{expected}: take the LLaVA out of this wrapper"
+    return expected if inner is model else f"{expected} (in {type(model).__name__})"
 
 
 def embed_prompts(model: LlavaForConditionalGeneration, input_ids: Tensor, features: Tensor) -> Tensor:
@@ -39,6 +99,6 @@ def new_cache(model: LlavaForConditionalGeneration) -> dict[str, Cache]:
     )
 
 
-def find_cache(values: Any) -> Cache | None:
+def find_cache(values: Iterable[Any]) -> Cache | None:
     """Find the cache among the arguments of a call, whatever it is called there."""
     return next((value for value in values if isinstance(value, Cache)), None)

@@ -7,8 +7,9 @@ another position, say nothing about where they look, and weigh less than M token
     positions  each has the position id of that patch; the text behind starts where it started in training
     bias       log(M / N) is added to the attention scores from text to latents, as if each stood for M / N patches
 
-With N = M latents, one on each patch, this is the plain model. It works with transformers' ``generate`` (greedy or
-sampling, batches padded on the left, KV cache): a forward hook widens the mask, no class is changed.
+With N = M latents, one on each patch, this is the plain model. It works with every way of transformers' ``generate``
+(sampling, beams, several samples, batches padded on the left, static caches, prompts read in chunks, assistants):
+``generate`` sees the prompt's ids alone, and hooks before the LLM give it the latents, positions and bias (hooks.py).
 
     swapped = swap(model, processor, "path/to/encoder")
     generate_in_place(model, inputs, count_patches(swapped.vision_config), max_new_tokens=64)
@@ -17,17 +18,15 @@ Letters: B prompts, L prompt tokens, I images, N latents, M patches, T image tok
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from sf_llava.model import SparseFormerModel
-
-ATTENTION = ("eager", "sdpa")  # kernels that take an additive mask
+from sf_llava.plugin.hooks import read_prompts, weigh_latents
+from sf_llava.plugin.host import embed_prompts, find_llava
 
 
 class PlacedPrompt(NamedTuple):
@@ -39,8 +38,18 @@ class PlacedPrompt(NamedTuple):
 
 
 def count_patches(vision_config: Any) -> int:
-    """Count M, the patch tokens of a ViT, from its config."""
-    return (vision_config.image_size // vision_config.patch_size) ** 2
+    """Count M, the patch tokens of a ViT, from its config.
+
+    Raises:
+        ValueError: the config tells no square image and patch.
+    """
+    image, patch = (getattr(vision_config, name, None) for name in ("image_size", "patch_size"))
+    if not isinstance(image, int) or not isinstance(patch, int):
+        raise ValueError(
+            f"the patches of a {type(vision_config).__name__} cannot be counted: expected whole numbers for image_size "
+            f"and patch_size, not {image!r} and {patch!r}"
+        )
+    return (image // patch) ** 2
 
 
 def find_patches(rois: Tensor, num_patches: int) -> Tensor:
@@ -85,36 +94,36 @@ def place_prompt(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tens
     """Embed prompts with their latents in raster order, and give every token its position.
 
     Args:
-        model: a LLaVA whose vision tower is a SparseFormer.
+        model: a LLaVA whose vision tower is a SparseFormer, wrapped or not.
         inputs: of its processor: ``input_ids``, ``attention_mask`` (B, L) and ``pixel_values`` (I, 3, S, S).
         num_patches: M of the vision tower that the LLM was trained with.
 
     Raises:
         ValueError: another tower, or one that is read at several layers.
     """
-    encoder, layer = model.model.vision_tower, model.config.vision_feature_layer
-    if not isinstance(encoder, SparseFormerModel):
-        raise ValueError(
-            f"only a SparseFormer has RoIs to place tokens by; the vision tower is {type(encoder).__name__}"
-        )
+    model = find_llava(model)
+    tower, layer = model.model.vision_tower, model.config.vision_feature_layer
     if not isinstance(layer, int):
         raise ValueError(f"positions by RoI centre need one vision_feature_layer, not {layer}")
-    seen = encoder(inputs["pixel_values"], output_hidden_states=layer)
+    seen = tower(inputs["pixel_values"], output_hidden_states=layer)
+    if getattr(seen, "rois", None) is None:
+        raise ValueError(f"only a SparseFormer has RoIs to place tokens by; the vision tower is {type(tower).__name__}")
     with_cls = model.config.vision_feature_select_strategy == "full"
     tokens, places = arrange(seen.hidden_states[layer], seen.rois[:, -1], num_patches, with_cls)
     input_ids = inputs["input_ids"]
-    embeds = model.get_input_embeddings()(input_ids)
-    pictures = model.model.multi_modal_projector(tokens).to(embeds.device, embeds.dtype)
-    image = input_ids == model.config.image_token_index
-    if image.sum() != places.numel():
-        raise ValueError(f"the prompts hold {image.sum()} image tokens but the pictures give {places.numel()}")
-    embeds = embeds.masked_scatter(image[..., None], pictures)
-    attended = inputs["attention_mask"].bool()
-    positions = count_positions(image, attended, places.to(image.device), num_patches + with_cls)
+    embeds = embed_prompts(model, input_ids, model.model.multi_modal_projector(tokens).flatten(0, 1))
+    image = input_ids == model.config.image_token_id
+    positions = count_positions(image, _attended(inputs).bool(), places.to(image.device), num_patches + with_cls)
     latent = image.masked_scatter(
         image, (torch.arange(places.shape[1]) >= with_cls).repeat(len(places)).to(image.device)
     )
     return PlacedPrompt(embeds, positions, latent)
+
+
+def _attended(inputs: Mapping[str, Tensor]) -> Tensor:
+    """The prompts' mask (B, L); all of them where there is none."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]) if mask is None else mask
 
 
 def count_positions(image: Tensor, attended: Tensor, places: Tensor, taken: int) -> Tensor:
@@ -135,70 +144,49 @@ def count_positions(image: Tensor, attended: Tensor, places: Tensor, taken: int)
     return torch.tensor(rows, device=image.device)
 
 
-@contextmanager
-def weigh_latents(model: LlavaForConditionalGeneration, latents: Tensor, bias: float) -> Iterator[None]:
-    """Add ``bias`` to all attention scores of the LLM from text to latents, while the context is open.
-
-    Args:
-        model: its LLM attends by ``eager`` or ``sdpa``.
-        latents: (B, L) bool, which tokens of the prompts are latents; everything generated behind them is text.
-        bias: added to the scores before the softmax.
-
-    Raises:
-        ValueError: another attention kernel.
-    """
-    llm: nn.Module = model.model.language_model
-    if llm.config._attn_implementation not in ATTENTION:
-        raise ValueError(
-            f"the LLM's attention is {llm.config._attn_implementation!r}, which takes no additive mask: load the model "
-            f"with attn_implementation {' or '.join(ATTENTION)}"
-        )
-
-    def widen_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        embeds, attended, cache = (kwargs.get(name) for name in ("inputs_embeds", "attention_mask", "past_key_values"))
-        length, device = embeds.shape[1], embeds.device
-        if attended is None:  # generate drops a mask that masks nothing
-            total = length + (cache.get_seq_length() if cache is not None else 0)
-            attended = torch.ones(len(embeds), total, dtype=torch.bool, device=device)
-        elif attended.ndim != 2:
-            raise ValueError("an attention bias needs a mask (B, tokens), which a static cache does not leave")
-        total = attended.shape[1]
-        is_latent = nn.functional.pad(latents.to(device), (0, total - latents.shape[1]))  # [B, keys]
-        scores = torch.where(is_latent[:, None, :] & ~is_latent[:, -length:, None], bias, 0.0)  # [B, queries, keys]
-        causal = torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
-        masked = ~(causal & attended.bool()[:, None, :])
-        mask = scores.to(embeds.dtype).masked_fill(masked, torch.finfo(embeds.dtype).min)
-        return args, kwargs | {"attention_mask": mask[:, None]}
-
-    hook = llm.register_forward_pre_hook(widen_mask, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
+@torch.no_grad()
 def generate_in_place(
     model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], num_patches: int, **generation: Any
-) -> Tensor:
+) -> Any:
     """Generate with positions by RoI centre and the attention bias; text alone is generated as ever.
 
     Args:
-        model: a LLaVA whose vision tower is a SparseFormer.
+        model: a LLaVA whose vision tower is a SparseFormer, wrapped or not.
         inputs: of its processor, padded on the left: ``input_ids``, ``attention_mask``, ``pixel_values``.
         num_patches: M of the vision tower that the LLM was trained with.
-        generation: for ``model.generate``.
+        generation: for ``model.generate``; nothing is compiled on the way.
 
     Returns:
-        (B, new tokens) int64, without the prompts.
+        (B, new tokens) int64, without the prompts, B times as many rows for several samples each; with
+        ``return_dict_in_generate`` what ``generate`` returns, its ``sequences`` also without the prompts.
+
+    Raises:
+        ValueError: prompts padded on the right, another tower, or a way of generating in which the LLM is asked for
+            other tokens than the prompt's and its answer's.
     """
-    if "pixel_values" not in inputs:
-        return model.generate(**inputs, **generation)[:, inputs["input_ids"].shape[1] :]
+    model = find_llava(model)
+    attended, input_ids = _attended(inputs), inputs["input_ids"]
+    if inputs.get("pixel_values") is None:
+        given = {name: value for name, value in inputs.items() if value is not None}
+        return _without_prompt(model.generate(**given, **generation), input_ids.shape[1])
+    if not attended[:, -1].all():
+        raise ValueError("the prompts are padded on the right: generation needs them padded on the left")
     placed = place_prompt(model, inputs, num_patches)
-    bias = math.log(num_patches / model.model.vision_tower.config.num_latents)
-    with weigh_latents(model, placed.latents, bias):
-        return model.generate(
-            inputs_embeds=placed.inputs_embeds,
-            attention_mask=inputs["attention_mask"],
-            position_ids=placed.position_ids,
-            **generation,
+    num_latents = int(placed.latents.sum()) // len(inputs["pixel_values"])
+    words = model.get_input_embeddings()(input_ids)
+    with (
+        weigh_latents(model, placed.latents, math.log(num_patches / num_latents)),
+        read_prompts(model, words, placed.inputs_embeds, placed.position_ids),
+    ):
+        generated = model.generate(
+            input_ids=input_ids, attention_mask=attended, **{**generation, "disable_compile": True}
         )
+    return _without_prompt(generated, input_ids.shape[1])
+
+
+def _without_prompt(generated: Any, length: int) -> Any:
+    """Cut the prompts of so many tokens off what ``generate`` returned."""
+    if isinstance(generated, Tensor):
+        return generated[:, length:]
+    generated["sequences"] = generated["sequences"][:, length:]
+    return generated

@@ -13,7 +13,8 @@ from sf_llava.evaluation.scienceqa import Answerer, Generation
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.sparseformer import SparseFormerOutput
 from sf_llava.plugin import count_patches, encode_prompts, generate_in_place, restore, swap
-from sf_llava.plugin.positions import find_patches, place_prompt, weigh_latents
+from sf_llava.plugin.hooks import weigh_latents
+from sf_llava.plugin.positions import find_patches, place_prompt
 
 PROMPTS = ["USER: <image> what is on the mat ? ASSISTANT:", "USER: <image> red ? ASSISTANT:"]
 
