@@ -22,16 +22,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
+
+if TYPE_CHECKING:
+    from sf_llava.plugin.towers import Tower
 
 CONTROLS = ("blind", "shuffled", "grey")
 MINI = "mini"
 TOKENS = cli.Number(int, 1, 2**20)
 TEMPERATURE = cli.Number(float, 0, 100)
 TOWERS = ("original", "pooled", "swapped")
-PLACED = "-placed"  # with positions and bias
 QUICKSTART = Path("runs/quickstart")
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
@@ -197,7 +199,7 @@ def run(arguments: argparse.Namespace) -> None:
         answer(arguments, towers, state, device)
 
 
-def answer(arguments: argparse.Namespace, towers: dict[str, str], state: Any, device: Any) -> None:
+def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any, device: Any) -> None:
     """Answer with every tower and control, score, print side by side, save."""
     import transformers
 
@@ -214,13 +216,13 @@ def answer(arguments: argparse.Namespace, towers: dict[str, str], state: Any, de
     llm = digest_llm(model)
     generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
     scores: dict[str, dict[str, Any]] = {}
-    for tower, where in towers.items():
-        with tower_in_place(model, processor, where) as num_patches:
-            answerer = Answerer(model, processor, generation, num_patches if tower.endswith(PLACED) else None)
+    for tower, chosen in towers.items():
+        with tower_in_place(model, processor, chosen) as num_patches:
+            answerer = Answerer(model, processor, generation, num_patches if chosen.placed else None)
             for control in (None, *arguments.controls):
                 name = name_of(tower, control)
                 if name not in scores:
-                    scores[name] = answer_and_score(answerer, data, arguments, name, where, control, state, llm)
+                    scores[name] = answer_and_score(answerer, data, arguments, name, chosen.where, control, state, llm)
     if not state.is_main_process:
         return
     print_scores(f"{arguments.model} on {data.name}, split {data.split}", list(scores.items()))
@@ -254,29 +256,37 @@ def choose_mini(arguments: argparse.Namespace) -> None:
         arguments.towers = ["original", "pooled", "swapped"] if arguments.encoder else ["original", "pooled"]
 
 
-def choose_towers(arguments: argparse.Namespace) -> dict[str, str]:
-    """Say which towers to ask through, by name: ``original``, ``pooled`` or an encoder's directory.
+def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":
+    """Say which towers to ask through, by the name of their row and folder.
 
     Raises:
-        ValueError: a swap without an encoder, or two encoders of one name.
+        ValueError: a swap without an encoder, or two rows of one name.
     """
-    encoders = arguments.encoder or []
-    towers: dict[str, str] = {}
-    for tower in arguments.towers or (["original", "swapped"] if encoders else ["original"]):
-        if tower != "swapped":
-            towers[tower] = tower
+    from sf_llava.plugin.towers import SWAPPED, Tower
+
+    encoders = [Path(encoder) for encoder in arguments.encoder or []]
+    chosen: list[tuple[str, Tower]] = []
+    for kind in dict.fromkeys(arguments.towers or (["original", SWAPPED] if encoders else ["original"])):
+        if kind != SWAPPED:
+            chosen.append((kind, Tower(kind)))
         elif not encoders:
             raise ValueError("--towers swapped needs --encoder DIR")
-        for encoder in encoders if tower == "swapped" else []:
-            name = "swapped" if len(encoders) == 1 else f"swapped-{Path(encoder).name}"
-            if name in towers:
-                raise ValueError(f"two encoders are called {Path(encoder).name}: name their runs, or rename one")
-            towers[name] = str(Path(encoder))
+        for encoder in encoders if kind == SWAPPED else []:
+            name = SWAPPED if len(encoders) == 1 else f"{SWAPPED}-{encoder.name or encoder.resolve().name}"
+            chosen.append((name, Tower(SWAPPED, encoder)))
             if arguments.positions_and_bias:
-                towers[name + PLACED] = str(Path(encoder))
-    if arguments.positions_and_bias and not any(name.endswith(PLACED) for name in towers):
+                chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, placed=True)))
+    if arguments.positions_and_bias and not any(tower.placed for _, tower in chosen):
         raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR, and no other --towers")
-    return towers
+    rows: dict[str, str] = {}
+    for name, tower in chosen:
+        for row in dict.fromkeys(name_of(name, control) for control in (None, *arguments.controls)):
+            if row != "blind" and row in rows:
+                raise ValueError(
+                    f"{rows[row]} and {tower.where} would both be called {row}: name their runs, or rename one"
+                )
+            rows[row] = tower.where
+    return dict(chosen)
 
 
 def name_of(tower: str, control: str | None) -> str:

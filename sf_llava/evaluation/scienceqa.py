@@ -23,7 +23,7 @@ from sf_llava.data.scienceqa import ScienceQA, shuffle_images
 from sf_llava.evaluation.store import digest_texts, digest_weights
 from sf_llava.files import locked, read_json, write_bytes, write_json, writing
 from sf_llava.plugin.positions import generate_in_place
-from sf_llava.plugin.tokens import encode_prompts
+from sf_llava.plugin.tokens import encode_prompts, harmless
 
 CONTROLS = ("blind", "shuffled", "grey")
 GREY = (128, 128, 128)
@@ -68,7 +68,7 @@ class Answerer:
         """Word a problem as the model's conversation.
 
         Where its own text says ``<image>``, which would stand for a picture, that is left out, as LLaVA's evaluation
-        does.
+        does; other tokens with a meaning of their own (``</s>``) are written so that they have none.
 
         Raises:
             ValueError: the model's chat template cannot word it; the message names the problem.
@@ -76,6 +76,7 @@ class Answerer:
         text, token = ask(problem), self.processor.image_token
         while token in text:  # again: what is left may join to another
             text = text.replace(token, "").strip()
+        text = harmless(self.processor, text)
         content = [{"type": "image"}] * has_image + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
         hint = "name another with --conversation (llava_v1, vicuna_v1)"

@@ -17,7 +17,7 @@ _MODULES = {
     "restore": "sf_llava.plugin.swapping",
     "Swap": "sf_llava.plugin.swapping",
     "generate_in_place": "sf_llava.plugin.positions",
-    "count_patches": "sf_llava.plugin.positions",
+    "count_patches": "sf_llava.plugin.tokens",
     "build_processor": "sf_llava.plugin.tokens",
     "count_image_tokens": "sf_llava.plugin.tokens",
     "encode_prompts": "sf_llava.plugin.tokens",

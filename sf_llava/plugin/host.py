@@ -59,9 +59,14 @@ def unwrap(module: Any) -> Any:
             return module
 
 
+def kind_of(value: Any) -> str:
+    """Name what was given, in a sentence about what was expected."""
+    return "None" if value is None else type(value).__name__
+
+
 def _what_is_wrong(model: Any, inner: Any) -> str:
     """Word what was given in place of a LLaVA."""
-    expected = f"expected a LlavaForConditionalGeneration, not {type(inner).__name__}"
+    expected = f"expected a LlavaForConditionalGeneration, not {kind_of(inner)}"
     if hasattr(getattr(inner, "config", None), "image_grid_pinpoints"):
         return f"{expected}: models that tile an image lay its tokens on a grid, which a SparseFormer does not have"
     parts = inner.modules() if isinstance(inner, nn.Module) else ()

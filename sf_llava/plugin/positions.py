@@ -37,21 +37,6 @@ class PlacedPrompt(NamedTuple):
     latents: Tensor
 
 
-def count_patches(vision_config: Any) -> int:
-    """Count M, the patch tokens of a ViT, from its config.
-
-    Raises:
-        ValueError: the config tells no square image and patch.
-    """
-    image, patch = (getattr(vision_config, name, None) for name in ("image_size", "patch_size"))
-    if not isinstance(image, int) or not isinstance(patch, int):
-        raise ValueError(
-            f"the patches of a {type(vision_config).__name__} cannot be counted: expected whole numbers for image_size "
-            f"and patch_size, not {image!r} and {patch!r}"
-        )
-    return (image // patch) ** 2
-
-
 def find_patches(rois: Tensor, num_patches: int) -> Tensor:
     """Find the patch that every RoI's centre falls on, the nearest one for a centre outside the image.
 

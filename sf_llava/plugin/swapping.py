@@ -9,16 +9,33 @@ Projector and LLM are left as they are: the encoder speaks the language of the C
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.model import SparseFormerModel
-from sf_llava.plugin.tokens import count_image_tokens, fit_processor
+from sf_llava.plugin.host import find_llava, kind_of, unwrap
+from sf_llava.plugin.tokens import PROCESSOR_FIELDS, count_image_tokens, fit_image_processor, fit_processor
 
-_PROCESSOR_FIELDS = ("image_processor", "patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+
+class Interface(NamedTuple):
+    """What a tower's tokens meet in a LLaVA.
+
+    Attributes:
+        width: channels that the projector takes.
+        dtype: in which it computes.
+        device: where.
+        hooked: whether accelerate fetches its inputs there, as in a model spread over devices.
+    """
+
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+    hooked: bool
 
 
 @dataclass
@@ -29,6 +46,8 @@ class Swap:
     processor: LlavaProcessor
     encoder: SparseFormerModel
     tower: nn.Module
+    interface: Interface
+    training: bool
     vision_config: Any
     image_seq_length: int
     processor_fields: dict[str, Any]
@@ -41,25 +60,25 @@ def swap(
     """Replace the vision tower of ``model`` by ``encoder`` and tell ``processor`` the new size and token count.
 
     Args:
-        model: a loaded LLaVA, in any precision, quantised or not, on one device or several.
+        model: a loaded LLaVA, in any precision, quantised or not, on one device or several; in the wrapper of
+            torch.compile, DataParallel or PEFT it is changed inside.
         processor: its processor.
-        encoder: a SparseFormer, or the directory of one or of its run, which is then loaded in the projector's dtype.
+        encoder: a SparseFormer, or the directory of one or of its run. It is moved to the projector's device; one of
+            another dtype than the projector computes in stays as it is, and a copy takes the tower's place.
 
     Returns:
         The record that :func:`restore` takes.
 
     Raises:
-        ValueError: the encoder's width, dtype or number of layers does not fit; nothing has been changed then.
+        ValueError: model, processor or encoder are of another kind, or the encoder's width or number of layers does not
+            fit; nothing has been changed then.
     """
-    if not isinstance(model, LlavaForConditionalGeneration):
-        raise ValueError(
-            f"swap takes a LlavaForConditionalGeneration, not a {type(model).__name__} (models that tile an image lay "
-            "its tokens on a grid, which a SparseFormer does not have)"
-        )
-    projector = next(layer for layer in model.model.multi_modal_projector.modules() if isinstance(layer, nn.Linear))
-    if not isinstance(encoder, SparseFormerModel):
-        encoder = load_encoder(encoder, dtype=projector.weight.dtype)
-    check_fit(encoder, model.config, projector)
+    model = find_llava(model, to_change=True)
+    interface = find_interface(model)
+    encoder = _fetch_encoder(encoder, interface.dtype)
+    check_fit(encoder, model.config, interface.width)
+    images = fit_image_processor(processor, encoder.config)
+    encoder = _cast(encoder, interface.dtype)
     old_tower = model.model.vision_tower
     others = _mark(model, excluded=old_tower)
     swapped = Swap(
@@ -67,17 +86,19 @@ def swap(
         processor=processor,
         encoder=encoder,
         tower=old_tower,
+        interface=interface,
+        training=model.training,
         vision_config=model.config.vision_config,
         image_seq_length=model.config.image_seq_length,
-        processor_fields={name: getattr(processor, name) for name in _PROCESSOR_FIELDS},
+        processor_fields={name: getattr(processor, name) for name in PROCESSOR_FIELDS},
         tower_marks=_mark(old_tower),
     )
     strategy = model.config.vision_feature_select_strategy
-    _place(encoder, projector)
+    _place(encoder, interface)
     model.model.vision_tower = encoder
     model.config.vision_config = copy.deepcopy(encoder.config)
     model.config.image_seq_length = count_image_tokens(encoder.config, strategy)
-    fit_processor(processor, encoder.config, strategy)
+    fit_processor(processor, images, encoder.config, strategy)
     assert _mark(model, excluded=encoder) == others, "the swap touched weights outside the vision tower"
     return swapped
 
@@ -85,15 +106,20 @@ def swap(
 def restore(swapped: Swap) -> None:
     """Put the original vision tower back; model and processor are then what they were before :func:`swap`.
 
+    Where the model was cast, moved, or set to train or eval in the meantime, the tower follows.
+
     Raises:
-        ValueError: the encoder of this swap is not the tower in place (restored already, or swapped once more).
+        ValueError: the encoder of this swap is not the tower in place (restored already, or swapped once more), PEFT
+            holds a copy of it, or the original tower was changed.
     """
     model, processor = swapped.model, swapped.processor
-    if model.model.vision_tower is not swapped.encoder:
-        raise ValueError("this swap is not in place: it was restored already, or a later swap must be restored first")
+    find_llava(model, to_change=True)
+    _check_in_place(model.model.vision_tower, swapped.encoder)
     if _mark(swapped.tower) != swapped.tower_marks:
         raise ValueError("the original vision tower was changed while it was out of the model: load the model again")
-    _release(swapped.encoder)
+    _follow(swapped, find_interface(model))
+    if hasattr(swapped.encoder, "_hf_hook"):
+        remove_hook_from_module(swapped.encoder)
     model.model.vision_tower = swapped.tower
     model.config.vision_config = swapped.vision_config
     model.config.image_seq_length = swapped.image_seq_length
@@ -101,14 +127,39 @@ def restore(swapped: Swap) -> None:
         setattr(processor, name, value)
 
 
-def check_fit(encoder: SparseFormerModel, config: Any, projector: nn.Linear) -> None:
-    """Check width, layer and dtype of an encoder against a LLaVA's config and the first layer of its projector."""
+def find_interface(model: LlavaForConditionalGeneration) -> Interface:
+    """Find what the projector takes, in which precision it computes, and where.
+
+    A quantised projector stores integers; it computes in the precision of what is never quantised, the embeddings.
+
+    Raises:
+        ValueError: a projector without a linear layer.
+    """
+    layers = [layer for layer in model.model.multi_modal_projector.modules() if hasattr(layer, "in_features")]
+    if not layers:
+        name = type(model.model.multi_modal_projector).__name__
+        raise ValueError(f"the projector, a {name}, has no linear layer: which tokens it takes is not known")
+    weights = [layer.weight for layer in layers if isinstance(getattr(layer, "weight", None), Tensor)]
+    plain = [weight.dtype for weight in weights if weight.dtype.is_floating_point and weight.dtype.itemsize > 1]
+    words = model.get_input_embeddings().weight
+    hook = getattr(layers[0], "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return Interface(
+        width=layers[0].in_features,
+        dtype=plain[0] if plain else words.dtype,
+        device=next(iter([*layers[0].parameters(), words])).device if device is None else torch.device(device),
+        hooked=device is not None,
+    )
+
+
+def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
+    """Check width and layers of an encoder against a LLaVA's config and the channels that its projector takes."""
     layers = config.vision_feature_layer
     layers = [layers] if isinstance(layers, int) else list(layers)
-    width = encoder.config.hidden_size * len(layers)
-    if width != projector.in_features:
+    given = encoder.config.hidden_size * len(layers)
+    if given != width:
         raise ValueError(
-            f"the projector takes {projector.in_features} channels but the encoder gives {width} "
+            f"the projector takes {width} channels but the encoder gives {given} "
             f"(hidden_size {encoder.config.hidden_size}, {len(layers)} layer(s)): bootstrap an encoder from the CLIP "
             "that this LLaVA was trained with"
         )
@@ -119,12 +170,46 @@ def check_fit(encoder: SparseFormerModel, config: Any, projector: nn.Linear) -> 
                 f"the model reads hidden state {layer} of its vision tower but the encoder has {num_states} "
                 f"(its input and {num_states - 1} layers)"
             )
-    dtype, wanted = encoder.cls_token.dtype, projector.weight.dtype
-    if dtype != wanted:
+
+
+def _fetch_encoder(encoder: Any, dtype: torch.dtype) -> SparseFormerModel:
+    """Load an encoder from a directory, or take a SparseFormer out of what is wrapped around it."""
+    if isinstance(encoder, (str, Path)):
+        return load_encoder(encoder, dtype=dtype)
+    inner = unwrap(encoder)
+    if not isinstance(inner, SparseFormerModel):
+        raise ValueError(f"swap takes a SparseFormerModel or the directory of one, not {kind_of(encoder)}")
+    return inner
+
+
+def _cast(encoder: SparseFormerModel, dtype: torch.dtype) -> SparseFormerModel:
+    """Give the encoder in ``dtype``, geometry in float32: itself, or a copy, so that the original loses no digit."""
+    return encoder if encoder.dtype == dtype else copy.deepcopy(encoder).to(dtype)
+
+
+def _check_in_place(tower: nn.Module, encoder: SparseFormerModel) -> None:
+    """Check that the tower in a model is this encoder, wrapped or not."""
+    if unwrap(tower) is encoder:
+        return
+    if any(part is encoder for part in tower.modules()):
         raise ValueError(
-            f"the projector is {wanted} but the encoder is {dtype}: load the encoder with dtype={wanted} (or give its "
-            "path to swap)"
+            f"the encoder is inside {type(tower).__name__}, which holds trained weights of its own: keep those, set "
+            "swapped.model.model.vision_tower = swapped.encoder, then restore"
         )
+    raise ValueError(
+        "this swap is not in place: it was restored already, or a later swap must be restored first, or another tower "
+        "was put there (set swapped.model.model.vision_tower = swapped.encoder, then restore)"
+    )
+
+
+def _follow(swapped: Swap, now: Interface) -> None:
+    """Cast and move the tower that was out of the model as the model was cast and moved since."""
+    if now.dtype != swapped.interface.dtype:
+        swapped.tower.to(now.dtype)
+    if now.device != swapped.interface.device:
+        swapped.tower.to(now.device)
+    if swapped.model.training != swapped.training:
+        swapped.tower.train(swapped.model.training)
 
 
 def _mark(module: nn.Module, excluded: nn.Module | None = None) -> dict[str, tuple[int, int]]:
@@ -141,20 +226,8 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def _place(encoder: SparseFormerModel, projector: nn.Linear) -> None:
+def _place(encoder: SparseFormerModel, interface: Interface) -> None:
     """Move the encoder to the projector's device; in a model spread over devices, fetch its inputs there too."""
-    hook = getattr(projector, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    encoder.to(projector.weight.device if device is None else device)
-    if device is not None:
-        from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
-        add_hook_to_module(encoder, AlignDevicesHook(execution_device=device))
-
-
-def _release(encoder: SparseFormerModel) -> None:
-    """Take off the hook that :func:`_place` may have put on."""
-    if hasattr(encoder, "_hf_hook"):
-        from accelerate.hooks import remove_hook_from_module
-
-        remove_hook_from_module(encoder)
+    encoder.to(interface.device)
+    if interface.hooked:
+        add_hook_to_module(encoder, AlignDevicesHook(execution_device=interface.device))
