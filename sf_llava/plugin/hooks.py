@@ -7,7 +7,7 @@ Letters: B prompts, L prompt tokens, R rows of a call (B, or B times as many for
 keys that they attend to, W width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ class _Call:
         if self.cache is None and self.length < prompt_length:
             raise ValueError(
                 f"the LLM was asked to read {self.length} tokens without a cache, but the prompts have "
-                f"{prompt_length}: where the latents are among them is not known"
+                f"{prompt_length}: where their latents are is not known; generate without this option (guidance_scale?)"
             )
         self.start = 0 if self.cache is None else int(self.cache.get_seq_length())
 
@@ -108,16 +108,21 @@ def weigh_latents(model: LlavaForConditionalGeneration, latents: Tensor, bias: f
         mask = (plain + scores.to(plain.dtype)).clamp(min=torch.finfo(plain.dtype).min)
         return args, kwargs | {"attention_mask": mask}
 
-    hook = llm.register_forward_pre_hook(widen_mask, with_kwargs=True)
-    try:
+    with _before(llm, widen_mask):
         yield
-    finally:
-        hook.remove()
     if not calls:
-        raise RuntimeError(
-            "the attention bias was not applied: the LLM was not called through its hook (compiled without it?); use "
-            "the model before it is compiled"
-        )
+        raise RuntimeError("the attention bias was not applied: the LLM was not called through its hook")
+
+
+@contextmanager
+def _before(module: nn.Module, hook: Callable[..., Any], **options: Any) -> Iterator[None]:
+    """Call a hook before every call of ``module``. Compiled code would not look for it, so it runs uncompiled."""
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True, **options)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        handle.remove()
 
 
 def _additive(given: Any, causal: Tensor, call: _Call) -> Tensor:
@@ -184,8 +189,5 @@ def read_prompts(
         numbers = call.of_rows(torch.cat([positions, behind], dim=1))[:, call.start : stop]
         return args, kwargs | {"inputs_embeds": read, "position_ids": numbers}
 
-    hook = llm.register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
-    try:
+    with _before(llm, replace, prepend=True):
         yield
-    finally:
-        hook.remove()

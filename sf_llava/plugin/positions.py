@@ -163,9 +163,7 @@ def generate_in_place(
         weigh_latents(model, placed.latents, math.log(num_patches / num_latents)),
         read_prompts(model, words, placed.inputs_embeds, placed.position_ids),
     ):
-        generated = model.generate(
-            input_ids=input_ids, attention_mask=attended, **{**generation, "disable_compile": True}
-        )
+        generated = model.generate(input_ids=input_ids, attention_mask=attended, **generation)
     return _without_prompt(generated, input_ids.shape[1])
 
 

@@ -29,18 +29,21 @@ class Interface(NamedTuple):
         width: channels that the projector takes.
         dtype: in which it computes.
         device: where.
-        hooked: whether accelerate fetches its inputs there, as in a model spread over devices.
+        spread: whether accelerate fetches its inputs there, as in a model spread over devices.
     """
 
     width: int
     dtype: torch.dtype
     device: torch.device
-    hooked: bool
+    spread: bool
 
 
 @dataclass
 class Swap:
-    """What :func:`restore` needs: the model as it was. ``encoder`` is the tower now in place."""
+    """What :func:`restore` needs: the model as it was.
+
+    ``encoder`` is the tower now in place, ``hooked`` whether swap let accelerate fetch its inputs.
+    """
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
@@ -48,6 +51,7 @@ class Swap:
     tower: nn.Module
     interface: Interface
     training: bool
+    hooked: bool
     vision_config: Any
     image_seq_length: int
     processor_fields: dict[str, Any]
@@ -88,13 +92,16 @@ def swap(
         tower=old_tower,
         interface=interface,
         training=model.training,
+        hooked=interface.spread and not hasattr(encoder, "_hf_hook"),
         vision_config=model.config.vision_config,
         image_seq_length=model.config.image_seq_length,
         processor_fields={name: getattr(processor, name) for name in PROCESSOR_FIELDS},
         tower_marks=_mark(old_tower),
     )
     strategy = model.config.vision_feature_select_strategy
-    _place(encoder, interface)
+    encoder.to(interface.device)
+    if swapped.hooked:
+        add_hook_to_module(encoder, AlignDevicesHook(execution_device=interface.device))
     model.model.vision_tower = encoder
     model.config.vision_config = copy.deepcopy(encoder.config)
     model.config.image_seq_length = count_image_tokens(encoder.config, strategy)
@@ -118,7 +125,7 @@ def restore(swapped: Swap) -> None:
     if _mark(swapped.tower) != swapped.tower_marks:
         raise ValueError("the original vision tower was changed while it was out of the model: load the model again")
     _follow(swapped, find_interface(model))
-    if hasattr(swapped.encoder, "_hf_hook"):
+    if swapped.hooked:
         remove_hook_from_module(swapped.encoder)
     model.model.vision_tower = swapped.tower
     model.config.vision_config = swapped.vision_config
@@ -148,7 +155,7 @@ def find_interface(model: LlavaForConditionalGeneration) -> Interface:
         width=layers[0].in_features,
         dtype=plain[0] if plain else words.dtype,
         device=next(iter([*layers[0].parameters(), words])).device if device is None else torch.device(device),
-        hooked=device is not None,
+        spread=device is not None,
     )
 
 
@@ -224,10 +231,3 @@ def _mark(module: nn.Module, excluded: nn.Module | None = None) -> dict[str, tup
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def _place(encoder: SparseFormerModel, interface: Interface) -> None:
-    """Move the encoder to the projector's device; in a model spread over devices, fetch its inputs there too."""
-    encoder.to(interface.device)
-    if interface.hooked:
-        add_hook_to_module(encoder, AlignDevicesHook(execution_device=interface.device))

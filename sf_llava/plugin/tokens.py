@@ -44,6 +44,9 @@ def check_processor(processor: Any) -> None:
     """
     if not isinstance(processor, LlavaProcessor):
         raise ValueError(f"expected the LLaVA's LlavaProcessor, not {kind_of(processor)}")
+    for name in ("image_processor", "tokenizer"):
+        if getattr(processor, name, None) is None:
+            raise ValueError(f"the LlavaProcessor has no {name}: load it from the LLaVA's directory")
 
 
 def fit_image_processor(processor: LlavaProcessor, config: SparseFormerConfig) -> BaseImageProcessor:
@@ -61,13 +64,17 @@ def fit_image_processor(processor: LlavaProcessor, config: SparseFormerConfig) -
     if getattr(images, "crop_size", None) is not None:
         images.crop_size = _like(images.crop_size, _square(side))
     images.image_mean, images.image_std = list(config.image_mean), list(config.image_std)
-    made = images(Image.new("RGB", (side + 3, side + 2)), return_tensors="pt")["pixel_values"]
-    if tuple(made.shape) != (1, 3, side, side):
+    made = {name: tuple(value.shape) for name, value in images(_picture(side), return_tensors="pt").items()}
+    if made != {"pixel_values": (1, 3, side, side)}:
         raise ValueError(
-            f"the encoder reads squares of {side} pixels, but the processor's {type(images).__name__} makes "
-            f"{tuple(made.shape)} of a picture: use the image processor of a CLIP"
+            f"the encoder reads squares of {side} pixels, but the processor's {type(images).__name__} makes {made} of "
+            "a picture: use the image processor of a CLIP"
         )
     return images
+
+
+def _picture(side: int) -> Image.Image:
+    return Image.new("RGB", (side + 3, side + 2))
 
 
 def _square(side: int) -> dict[str, int]:

@@ -9,8 +9,11 @@ Saving is ``clip.state_dict()`` (the tower's keys start with ``visual.student.``
 Letters: B images, N latents, D width, E embedding.
 """
 
+import inspect
 from collections.abc import Sequence
 
+import torch
+from open_clip import CoCa
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import feature_take_indices
 from open_clip.utils import to_2tuple
@@ -56,7 +59,12 @@ class OpenClipVisual(nn.Module):
         self.preprocess_cfg = vars(preprocessing) | {"interpolation": interpolation}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed (B, 3, S, S) normalised pixels: (B, E), not normalised."""
+        """Embed (B, 3, S, S) normalised pixels: (B, E), not normalised.
+
+        Raises:
+            ValueError: a CoCa asks.
+        """
+        _refuse_coca()
         return self.student(x).image_embeds
 
     def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
@@ -113,8 +121,9 @@ class OpenClipVisual(nn.Module):
             ``image_features``: (B, E), not normalised.
 
         Raises:
-            ValueError: another format.
+            ValueError: another format, or a CoCa asks.
         """
+        _refuse_coca()
         if output_fmt != "NLC":
             raise ValueError(
                 f"a SparseFormer's latents form no grid, so output_fmt {output_fmt!r} does not exist: "
@@ -132,3 +141,20 @@ class OpenClipVisual(nn.Module):
         if not intermediates_only:
             result["image_features"] = output.image_embeds
         return result
+
+
+def _refuse_coca() -> None:
+    """Refuse to be a CoCa's tower: it takes the batch's rows for an embedding and tokens where there are two.
+
+    A module does not know the model that it was put into, so this looks for one among its callers.
+    """
+    if torch.compiler.is_compiling():
+        return
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), CoCa):
+            raise ValueError(
+                "a SparseFormer cannot be the tower of a CoCa, whose decoder reads tokens of an attentional pooler: "
+                "use a CLIP of open_clip"
+            )
+        frame = frame.f_back

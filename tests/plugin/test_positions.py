@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 from tiny_llava import WIDTH, make_encoder, make_llava
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from sf_llava.evaluation.scienceqa import Answerer, Generation
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.sparseformer import SparseFormerOutput
 from sf_llava.plugin import count_patches, encode_prompts, generate_in_place, restore, swap
-from sf_llava.plugin.hooks import weigh_latents
+from sf_llava.plugin.hooks import read_prompts, weigh_latents
+from sf_llava.plugin.host import new_cache
 from sf_llava.plugin.positions import find_patches, place_prompt
 
 PROMPTS = ["USER: <image> what is on the mat ? ASSISTANT:", "USER: <image> red ? ASSISTANT:"]
@@ -180,6 +181,145 @@ def test_the_cache_changes_nothing(llava, processor):
         logits = llava(**whole).logits[:, -6:-1]
     logits[..., 2] = -torch.inf  # the end is kept off by min_new_tokens
     assert torch.equal(logits.argmax(dim=-1), new)
+
+
+def listening_llava(processor) -> LlavaForConditionalGeneration:
+    """A swapped LLaVA whose LLM attends strongly to its values, so that positions and bias show in every logit."""
+    llava = make_llava()
+    with torch.no_grad():
+        for layer in llava.model.language_model.layers:
+            layer.self_attn.v_proj.weight.mul_(20)
+            layer.self_attn.o_proj.weight.mul_(20)
+    swap(llava, processor, make_encoder(6))
+    return llava
+
+
+@torch.no_grad()
+def logits_in_one_pass(llava, inputs, new: Tensor, num_patches: int) -> Tensor:
+    """Logits (n, V) before each of the ``new`` tokens of one prompt: no cache, no hook, mask and positions by hand."""
+    encoder, ids = llava.model.vision_tower, inputs["input_ids"][0]
+    seen = encoder(inputs["pixel_values"], output_hidden_states=-2)
+    side, cells = math.isqrt(num_patches), []
+    for x0, y0, x1, y1 in seen.rois[0, -1].tolist():
+        column, row = (min(side - 1, max(0, math.floor((a + b) / 2 * side))) for a, b in ((x0, x1), (y0, y1)))
+        cells.append(row * side + column)
+    order = sorted(range(len(cells)), key=lambda index: (cells[index], index))
+    start, words = ids.tolist().index(3), llava.get_input_embeddings()
+    behind = torch.cat([ids[start + len(cells) :], new])
+    pictures = llava.model.multi_modal_projector(seen.hidden_states[-2][0, 1:][order])
+    embeds = torch.cat([words(ids[:start]), pictures, words(behind)])
+    positions = [*range(start), *(start + cells[index] for index in order)]
+    positions += range(start + num_patches, start + num_patches + len(behind))
+    latent = torch.tensor([False] * start + [True] * len(cells) + [False] * len(behind))
+    mask = torch.where(latent[None, :] & ~latent[:, None], math.log(num_patches / len(cells)), 0.0)
+    mask = mask.masked_fill(torch.ones_like(mask).triu(1).bool(), torch.finfo(torch.float32).min)
+    hidden = llava.model.language_model(
+        inputs_embeds=embeds[None],
+        attention_mask=mask[None, None],
+        position_ids=torch.tensor([positions]),
+        use_cache=False,
+    ).last_hidden_state
+    return llava.lm_head(hidden[0, -len(new) - 1 : -1])
+
+
+GREEDY = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {},
+        dict(use_cache=False),
+        dict(cache_implementation="static"),
+        dict(prefill_chunk_size=5),
+        dict(prefill_chunk_size=5, cache_implementation="static"),
+        dict(prompt_lookup_num_tokens=3),
+        dict(past_key_values="cache of the user's"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_one_unpadded_prompt_is_decoded_as_in_one_pass_however_it_is_generated(processor, option, attention):
+    llava = listening_llava(processor)
+    llava.model.language_model.set_attn_implementation(attention)
+    inputs = encode_prompts(processor, PROMPTS[:1], [draw(1)])
+    assert inputs["attention_mask"].all()
+    if "past_key_values" in option:
+        option = new_cache(llava)
+    made = generate_in_place(llava, inputs, 1600, **GREEDY, **option)
+    logits = torch.cat(made.logits)
+    expected = logits_in_one_pass(llava, inputs, made.sequences[0], 1600)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+    unbiased = torch.cat(generate_in_place(llava, inputs, 16, **GREEDY).logits)
+    assert (unbiased - expected).abs().max(dim=-1).values.min() > 0.01  # at every word
+
+
+def test_an_assistant_changes_no_word(processor):
+    llava = listening_llava(processor)
+    torch.manual_seed(7)
+    assistant = LlamaForCausalLM(llava.config.text_config).eval()
+    inputs = encode_prompts(processor, PROMPTS[:1], [draw(1)])
+    made = generate_in_place(llava, inputs, 1600, assistant_model=assistant, **GREEDY)
+    expected = logits_in_one_pass(llava, inputs, made.sequences[0], 1600)
+    torch.testing.assert_close(torch.cat(made.logits), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_beams_and_several_samples_score_as_in_one_pass(processor):
+    llava, images = listening_llava(processor), draw(2)
+    inputs = encode_prompts(processor, PROMPTS, [[image] for image in images])
+    options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=3, length_penalty=0.0, num_return_sequences=2)
+    options |= dict(do_sample=False, output_scores=True, return_dict_in_generate=True)
+    beams = generate_in_place(llava, inputs, 1600, **options)
+    torch.manual_seed(0)
+    samples = generate_in_place(llava, inputs, 1600, **(GREEDY | dict(do_sample=True, num_return_sequences=3)))
+    assert beams.sequences.shape == (4, 4) and samples.sequences.shape == (6, 6)
+    for number, prompt in enumerate(PROMPTS):
+        alone = encode_prompts(processor, [prompt], [[images[number]]])
+        for row in (2 * number, 2 * number + 1):
+            chosen = beams.sequences[row, :, None]
+            logits = logits_in_one_pass(llava, alone, beams.sequences[row], 1600)
+            score = logits.log_softmax(dim=-1).gather(1, chosen).sum().item()
+            assert beams.sequences_scores[row] == pytest.approx(score, abs=1e-3)
+        for row in range(3 * number, 3 * number + 3):
+            expected = logits_in_one_pass(llava, alone, samples.sequences[row], 1600)
+            torch.testing.assert_close(
+                torch.stack([step[row] for step in samples.logits]), expected, atol=1e-3, rtol=1e-3
+            )
+
+
+def test_a_model_that_was_compiled_before_keeps_its_bias(processor):
+    llava = listening_llava(processor)
+    inputs = encode_prompts(processor, PROMPTS[:1], [draw(1)])
+    llava.compile(backend="eager")
+    llava.generate(**inputs, max_new_tokens=3)
+    made = generate_in_place(llava, inputs, 1600, **GREEDY)
+    expected = logits_in_one_pass(llava, inputs, made.sequences[0], 1600)
+    torch.testing.assert_close(torch.cat(made.logits), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_bias_that_cannot_be_applied_is_refused(processor):
+    llava = listening_llava(processor)
+    inputs = encode_prompts(processor, PROMPTS[:1], [draw(1)])
+    with pytest.raises(ValueError, match="guidance_scale"):
+        generate_in_place(llava, inputs, 1600, guidance_scale=1.5, **GREEDY)
+    filled = new_cache(llava)
+    llava(input_ids=inputs["input_ids"][:, :3], **filled)
+    with pytest.raises(ValueError, match="other tokens than the prompts'"):
+        words = llava.get_input_embeddings()(inputs["input_ids"])
+        with read_prompts(llava, words, words, torch.arange(words.shape[1])[None]):
+            llava(input_ids=inputs["input_ids"], **filled)
+    latents = inputs["input_ids"] == 3
+    with pytest.raises(RuntimeError, match="was not applied"), weigh_latents(llava, latents, 1.0):
+        pass
+    with pytest.raises(ValueError, match="without a cache"), weigh_latents(llava, latents, 1.0):
+        llava(input_ids=inputs["input_ids"][:, -1:])
+    llava.model.language_model.config.sliding_window = 8
+    with pytest.raises(ValueError, match="a window of 8 tokens"):
+        generate_in_place(llava, inputs, 1600, **GREEDY)
+    right = {name: tensor.clone() for name, tensor in inputs.items()}
+    right["attention_mask"][:, -1] = 0
+    with pytest.raises(ValueError, match="padded on the right"):
+        generate_in_place(llava, right, 1600, **GREEDY)
 
 
 def test_the_evaluation_answers_through_it_and_the_model_is_left_as_it_was(llava, processor):

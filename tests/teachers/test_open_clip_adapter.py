@@ -180,3 +180,18 @@ def test_clip_benchmarks_retrieval_agrees_exactly(clip):
         to_image = recall_at_k(image_ranks(image_embeds, text_embeds, image_of), k).float().mean().item()
         assert to_text == theirs[f"text_retrieval_recall@{k}"]
         assert to_image == theirs[f"image_retrieval_recall@{k}"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_coca_is_refused_whatever_the_batch(student, count):
+    text = dict(context_length=16, vocab_size=49408, width=16, heads=1, layers=1, embed_cls=True, output_tokens=True)
+    vision = dict(image_size=24, patch_size=8, width=32, head_width=16, layers=1, attentional_pool=True)
+    decoder = dict(context_length=16, vocab_size=49408, width=16, heads=1, layers=1)
+    coca = open_clip.CoCa(20, decoder, text, vision | dict(attn_pooler_heads=4, output_tokens=True))
+    coca.visual = as_open_clip_visual(student)
+    pixels = torch.randn(count, 3, 24, 24)
+    with pytest.raises(ValueError, match="cannot be the tower of a CoCa"):
+        coca.encode_image(pixels)
+    with pytest.raises(ValueError, match="cannot be the tower of a CoCa"):
+        coca.forward_intermediates(pixels, image_output_fmt="NLC")
+    assert coca.visual(pixels).shape == (count, 20)
