@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_llava import CHAT_TEMPLATE, make_encoder, make_llava, make_tokenizer
 from tiny_scienceqa import write_scienceqa
 from transformers import LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from sf_llava.data.scienceqa import open_scienceqa
+from sf_llava.data.scienceqa import Problem, ScienceQA, open_scienceqa
 from sf_llava.evaluation.scienceqa import Answerer, Generation, answer_all
 from sf_llava.plugin import restore, swap
+from sf_llava.plugin.towers import SWAPPED, Tower
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "scienceqa.py"
 
@@ -49,8 +51,13 @@ def command(files, output, *more):
     ]
 
 
+def script(name):
+    """A function of the script."""
+    return runpy.run_path(str(SCRIPT))[name]
+
+
 def main(arguments):
-    runpy.run_path(str(SCRIPT))["main"](arguments)
+    script("main")(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +98,58 @@ def test_the_swapped_tower_runs_once_more_with_positions_and_bias(files, finishe
     assert placed[1::2] == lines[0].splitlines()[1::2] and len(placed) == 11  # text alone is answered as ever
     with pytest.raises(ValueError, match="--positions-and-bias is for the swapped tower"):
         main(command(files, tmp_path, "--towers", "original", "--positions-and-bias"))
+
+
+def test_a_directorys_name_switches_nothing_on(files, finished, tmp_path):
+    for name in ("student-placed", "pooled"):
+        shutil.copytree(files / "encoder", tmp_path / name)
+    names = [str(tmp_path / name) for name in ("student-placed", "pooled")]
+    arguments = command(files, tmp_path / "out", "--towers", "swapped")
+    at = arguments.index("--encoder")
+    main([*arguments[: at + 1], *names, *arguments[at + 2 :]])
+    plain = (finished / "swapped" / "answers.jsonl").read_bytes()
+    for row in ("swapped-student-placed", "swapped-pooled"):
+        assert (tmp_path / "out" / row / "answers.jsonl").read_bytes() == plain
+        assert json.loads((tmp_path / "out" / row / "run.json").read_text())["placed"] is False
+
+
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        (["a/x", "b/x"], []),
+        (["x", "x-placed"], ["--positions-and-bias"]),
+        (["x-grey", "x"], ["--controls", "grey"]),
+    ],
+)
+def test_two_rows_of_one_name_are_refused_before_anything_is_loaded(names, options):
+    arguments = script("parse")(["run", "--data", "nowhere", "--encoder", *names, *options])
+    with pytest.raises(ValueError, match=r"would both be called swapped-x"):
+        script("choose_towers")(arguments)
+
+
+def test_a_tower_is_a_value_that_says_what_it_is():
+    assert Tower(SWAPPED, Path("runs/original"), placed=True).where == "runs/original"
+    for wrong in (dict(kind="other"), dict(kind=SWAPPED), dict(kind="original", encoder=Path("x"))):
+        with pytest.raises(ValueError, match=r"unknown tower|an encoder is for a swapped tower"):
+            Tower(**wrong)
+    with pytest.raises(ValueError, match="placed for that tower alone"):
+        Tower("pooled", placed=True)
+
+
+def test_questions_that_say_image_are_asked(answerer, tmp_path):
+    texts = {"a": "<image> what ?", "b": "what is <image> ?", "c": "what ? </s>"}
+    problems = [
+        Problem(id=name, question=text, choices=("a", "b"), answer=0, has_image=name == "a")
+        for name, text in texts.items()
+    ]
+    data = ScienceQA("x", "test", problems, lambda problem: Image.new("RGB", (40, 40), "red"))
+    answers = answer_all(answerer, data, tmp_path, {}, batch_size=3)
+    assert answers.keys() == texts.keys()
+    prompts = {
+        line["question_id"]: line["prompt"]
+        for line in map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    }
+    assert prompts["a"].count("<image>") == 1 and "<image>" not in prompts["b"] and "</s>" not in prompts["c"]
 
 
 def test_text_only_answers_do_not_depend_on_the_tower(finished):
