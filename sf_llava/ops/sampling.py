@@ -3,7 +3,8 @@
 - Triton kernels on CUDA devices of compute capability 8.0 and up; points, samples and products stay in the chip, and
   the backward recomputes them;
 - analytic tensor operations on the CPU and wherever the kernels do not fit;
-- the plain PyTorch reference for few samples on the CPU, and when ``force("reference")`` says so.
+- the plain PyTorch reference for few samples on the CPU, in a graph that is exported (ONNX knows its operations, and
+  no size is read as a number), and when ``force("reference")`` says so.
 
 There is no autocast registration: it would cast the RoIs, whose float32 matters.
 Letters: B images, N latents, P points, Q mixing points, H x W x C feature map (channels last).
@@ -57,7 +58,7 @@ def sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
         (B, N, P, C) samples in the dtype of ``features``; the geometry is computed in float32 at least.
     """
     _check(features, rois, offsets)
-    if _path == "reference" or (_path == "auto" and _is_little_work(features, offsets)):
+    if _wants_reference() or (_path == "auto" and _is_little_work(features, offsets)):
         return reference.sample_points(features, rois, offsets)
     return _sample_points(features, rois, offsets)
 
@@ -77,7 +78,7 @@ def sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: 
         (B, N, Q C) in the dtype of ``parameters``, in which the products are computed too.
     """
     _check(features, rois, offsets)
-    if _path == "reference":
+    if _wants_reference():
         return reference.sample_and_mix(features, rois, offsets, parameters)
     # Without a fused kernel, keeping the samples for the backward is faster than reading them again.
     if _path == "op" or (features.is_cuda and _kernels_fit(features, parameters)):
@@ -89,6 +90,12 @@ def _check(features: Tensor, rois: Tensor, offsets: Tensor) -> None:
     for name, tensor in (("rois", rois), ("offsets", offsets)):
         if tensor.shape[0] != features.shape[0]:
             raise ValueError(f"{name} hold {tensor.shape[0]} images but features hold {features.shape[0]}")
+
+
+def _wants_reference() -> bool:
+    """Tell whether plain PyTorch is asked for, or needed: an exported graph must serve any batch, in any runtime."""
+    is_exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return _path == "reference" or (_path == "auto" and is_exporting)
 
 
 def _is_little_work(features: Tensor, offsets: Tensor) -> bool:
