@@ -4,6 +4,8 @@ Token accounting: ``num_latents`` is what an LLM receives; the cortex runs ``num
 The paper counts "64 tokens" as 63 latents + CLS; our presets give N latents + CLS, so exactly N reach a projector.
 """
 
+import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,22 +15,34 @@ from transformers.activations import ACT2FN
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 AUGREG_MEAN = AUGREG_STD = (0.5, 0.5, 0.5)
+AUGREG_CROP = 0.9
+"""Of AugReg's models at 224 pixels; at 384 the crop keeps all."""
 
-POSITIVE_FIELDS = (
-    "image_size",
-    "num_latents",
-    "hidden_size",
-    "focusing_size",
-    "num_focusing_iterations",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "focusing_num_attention_heads",
-    "intermediate_size",
-    "conv_channels",
-    "num_sampling_points",
-    "mixing_size",
-    "mixing_points",
+COUNTS = {
+    "image_size": 16_384,
+    "num_latents": 65_536,
+    "hidden_size": 65_536,
+    "focusing_size": 65_536,
+    "num_focusing_iterations": 64,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 1024,
+    "focusing_num_attention_heads": 1024,
+    "intermediate_size": 262_144,
+    "conv_channels": 1024,
+    "num_sampling_points": 4096,
+    "mixing_size": 65_536,
+    "mixing_points": 4096,
+}
+"""Fields that count something, from 1, with bounds far above any encoder: a damaged file is refused before any work."""
+MAX_PARAMETERS = 32_000_000_000
+OPTIONAL_COUNTS = {"projection_dim": 65_536, "num_classes": 1_000_000}
+"""Fields that count something, 0 for nothing."""
+
+FOREIGN_FIELDS = frozenset(
+    """attn_implementation auto_map experts_implementation image_processor_type model_type quantization_config
+    tie_last_hidden_states tie_word_embeddings torchscript""".split()
 )
+"""What transformers takes or writes beside the attributes of its ``PreTrainedConfig`` and names with an underscore."""
 
 
 class SparseFormerConfig(PretrainedConfig):
@@ -55,9 +69,13 @@ class SparseFormerConfig(PretrainedConfig):
         projection_dim: size of ``image_embeds`` for CLIP students, 0 where there is no projection (AugReg).
         num_classes: size of the classifier for AugReg students, 0 for CLIP.
         image_mean, image_std: normalisation of the input, the teacher's.
+        interpolation: how pictures are resized, ``bicubic`` or ``bilinear``, as for the teacher.
+        crop_fraction: part of the resized picture's shorter side that the centre crop keeps, the teacher's (CLIP: 1).
+        initializer_range: standard deviation of new weights.
+        kwargs: fields of every configuration of transformers.
 
     Raises:
-        ValueError: a value that no encoder can be built from; the message names it.
+        ValueError: a value that no encoder can be built from, or an unknown field; the message names it.
     """
 
     model_type = "sparseformer"
@@ -84,6 +102,8 @@ class SparseFormerConfig(PretrainedConfig):
         num_classes: int = 0,
         image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
         image_std: Sequence[float] = OPENAI_CLIP_STD,
+        interpolation: str = "bicubic",
+        crop_fraction: float = 1.0,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -105,16 +125,21 @@ class SparseFormerConfig(PretrainedConfig):
         self.mixing_points = mixing_points
         self.projection_dim = projection_dim
         self.num_classes = num_classes
-        self.image_mean = tuple(image_mean)
-        self.image_std = tuple(image_std)
+        self.image_mean = image_mean
+        self.image_std = image_std
+        self.interpolation = interpolation
+        self.crop_fraction = crop_fraction
         self.initializer_range = initializer_range
+        _refuse_unknown(kwargs)
         self._check()
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         super().__init__(**kwargs)
 
     def _check(self) -> None:
-        for name in POSITIVE_FIELDS:
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+        for name, (lowest, highest) in _COUNT_RANGES.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+                raise ValueError(f"{name} must be a whole number from {lowest} to {highest:,}, not {value!r}")
         if self.num_sampling_points < 2:
             raise ValueError("num_sampling_points must be at least 2: offsets are normalised by their spread")
         for width, heads in (
@@ -125,13 +150,62 @@ class SparseFormerConfig(PretrainedConfig):
                 raise ValueError(f"{width} {getattr(self, width)} is not a multiple of {heads} {getattr(self, heads)}")
         if self.focusing_size % 8:
             raise ValueError(f"focusing_size {self.focusing_size} must be a multiple of 8 for the position encoding")
-        if self.hidden_act not in ACT2FN:
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 for the position encoding")
+        if (size := self._estimate_parameters()) > MAX_PARAMETERS:
+            raise ValueError(f"these numbers make an encoder of {size:,} parameters, more than {MAX_PARAMETERS:,}")
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
             raise ValueError(f"unknown hidden_act {self.hidden_act!r}; known: {', '.join(sorted(ACT2FN))}")
+        for name in ("layer_norm_eps", "cortex_layer_norm_eps", "initializer_range"):
+            if not _is_number(value := getattr(self, name)) or value < 0:
+                raise ValueError(f"{name} must be a number, 0 at least, not {value!r}")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
+                raise ValueError(f"{name} must be three numbers, one for each of red, green and blue, not {value!r}")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std must be positive, not {list(self.image_std)}: pixels are divided by it")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"unknown interpolation {self.interpolation!r}; known: bicubic, bilinear")
+        if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction must be a number above 0 and at most 1, not {self.crop_fraction!r}")
+
+    def _estimate_parameters(self) -> int:
+        """Count the parameters of the blocks and of both generators of mixing matrices, nearly all there are."""
+        block = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
+        generator = self.mixing_size * (self.conv_channels**2 + self.mixing_points * self.num_sampling_points)
+        return self.num_hidden_layers * block + 12 * self.focusing_size**2 + 2 * generator
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the cortex: latents and CLS."""
         return self.num_latents + 1
+
+
+_COUNT_RANGES = {name: (1, highest) for name, highest in COUNTS.items()} | {
+    name: (0, highest) for name, highest in OPTIONAL_COUNTS.items()
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def field_names() -> list[str]:
+    """List the fields of a :class:`SparseFormerConfig`, those of transformers' own configurations left out."""
+    parameters = inspect.signature(SparseFormerConfig.__init__).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
+
+
+def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for fields that neither this configuration nor transformers' own has: misspelt ones, say."""
+    properties = {name for name in dir(PretrainedConfig) if not callable(getattr(PretrainedConfig, name))}
+    known = FOREIGN_FIELDS | properties | set(vars(PretrainedConfig()))
+    if unknown := [name for name in kwargs if name not in known and not name.startswith("_")]:
+        raise ValueError(
+            f"unknown field{'s' * (len(unknown) > 1)} {', '.join(unknown)} of a SparseFormer's configuration; known: "
+            f"{', '.join(field_names())}"
+        )
 
 
 _BASE = dict(
@@ -161,8 +235,8 @@ _AUGREG = dict(
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "sf-b-augreg-224": _BASE | _AUGREG,
-    "sf-l-augreg-224": _LARGE | _AUGREG,
+    "sf-b-augreg-224": _BASE | _AUGREG | dict(crop_fraction=AUGREG_CROP),
+    "sf-l-augreg-224": _LARGE | _AUGREG | dict(crop_fraction=AUGREG_CROP),
     "sf-l-augreg-384": _LARGE | _AUGREG | dict(image_size=384, num_latents=144),
     "sf-b-clip-224": _BASE | dict(projection_dim=512, num_latents=49),
     "sf-l-clip-224": _LARGE | dict(projection_dim=768, num_latents=64),
@@ -190,7 +264,4 @@ def preset(name: str, **changes: Any) -> SparseFormerConfig:
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
-    fields = SparseFormerConfig().to_dict()
-    if unknown := [field for field in changes if field not in fields]:
-        raise ValueError(f"unknown field {', '.join(unknown)} for preset {name!r}")
     return SparseFormerConfig(**(PRESETS[name] | changes))

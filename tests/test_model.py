@@ -70,8 +70,12 @@ def test_half_precision_keeps_geometry_in_float32(trained, images, dtype):
     assert cosine.min() > 0.995
 
 
+FLOAT32 = ("initial_rois", "offset_bias", "latent_embedding", "stage_embedding")
+
+
 def geometry(model):
-    return {name: value for name, value in model.named_parameters() if name.endswith(("initial_rois", "offset_bias"))}
+    """Where latents look, and the two embeddings that lie beside it."""
+    return {name: value for name, value in model.named_parameters() if name.endswith(FLOAT32)}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_geometry_keeps_its_values_through_every_conversion(trained, images, tmp
     before = copy.deepcopy(trained)
     trained(images).image_embeds.sum().backward()
     half = convert(trained)
-    assert len(geometry(half)) == 3 and half.dtype in (torch.float16, torch.bfloat16)
+    assert len(geometry(half)) == 5 and half.dtype in (torch.float16, torch.bfloat16)
     for name, value in geometry(half).items():
         assert value.dtype == value.grad.dtype == torch.float32 and torch.equal(value, geometry(before)[name])
     coarse = {value.dtype for name, value in half.named_parameters() if name not in geometry(half)}

@@ -86,6 +86,8 @@ def student_config(
         num_classes=teacher.num_classes,
         image_mean=teacher.preprocessing.mean,
         image_std=teacher.preprocessing.std,
+        interpolation=teacher.preprocessing.interpolation,
+        crop_fraction=teacher.preprocessing.crop_fraction,
     )
 
 

@@ -28,6 +28,8 @@ def make_student(config: BootstrapConfig, teacher: Teacher) -> SparseFormerModel
             config.num_latents or student.config.num_latents,
             config.image_size or student.config.image_size,
         )
+        for name in ("interpolation", "crop_fraction"):  # encoders of before had neither in their configuration
+            setattr(student.config, name, getattr(teacher.preprocessing, name))
     on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
     # On CPUs the backward of fused attention is slower than plain products.
     student.set_attn_implementation(config.attention if config.attention != "auto" else "eager" if on_cpu else "sdpa")

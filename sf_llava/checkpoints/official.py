@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sf_llava.configuration import AUGREG_MEAN, AUGREG_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SparseFormerConfig
+from sf_llava.configuration import AUGREG_CROP, AUGREG_MEAN, AUGREG_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SparseFormerConfig
 from sf_llava.model import SparseFormerModel
 
 _TOP = {
@@ -125,6 +125,7 @@ def _read_config(state: dict[str, Tensor], image_size: int) -> SparseFormerConfi
         num_classes=projected if is_augreg else 0,
         image_mean=AUGREG_MEAN if is_augreg else OPENAI_CLIP_MEAN,
         image_std=AUGREG_STD if is_augreg else OPENAI_CLIP_STD,
+        crop_fraction=AUGREG_CROP if is_augreg and image_size == 224 else 1.0,
     )
 
 

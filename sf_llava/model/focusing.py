@@ -13,8 +13,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model.cortex import TransformerBlock
 from sf_llava.model.mixing import AdaptiveMixing
+from sf_llava.model.precision import KeepsFloat32, ShardedLayerNorm, ShardedLinear, empty_float32
 from sf_llava.model.rois import adjust_rois, encode_positions
 from sf_llava.ops import prepare_map
+from sf_llava.ops.geometry import to_geometry
 
 
 class Focus(NamedTuple):
@@ -28,20 +30,21 @@ class Focus(NamedTuple):
     offsets: Tensor
 
 
-class SamplingBlock(GradientCheckpointingLayer):
+class SamplingBlock(KeepsFloat32, GradientCheckpointingLayer):
     """Sample features under every latent's RoI, mix them into the token, add the RoI's position encoding."""
 
     def __init__(self, config: SparseFormerConfig, width: int) -> None:
         super().__init__()
-        self.offset_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.offsets = nn.Linear(width, 2 * config.num_sampling_points, bias=False)
-        self.offset_bias = nn.Parameter(torch.empty(2 * config.num_sampling_points))
+        self.offset_norm = ShardedLayerNorm(width, eps=config.layer_norm_eps)
+        self.offsets = ShardedLinear(width, 2 * config.num_sampling_points, bias=False)
+        self.offset_bias = empty_float32(2 * config.num_sampling_points)
         self.mixing = AdaptiveMixing(config, width)
-        self.position_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.position = nn.Linear(width, width)
+        self.position_norm = ShardedLayerNorm(width, eps=config.layer_norm_eps)
+        self.position = ShardedLinear(width, width)
 
     def forward(self, tokens: Tensor, features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Update tokens (B, N, width) from features (B, H, W, C) under rois (B, N, 4); return the raw offsets too."""
+        rois = to_geometry(rois)
         offsets = self.offsets(self.offset_norm(tokens)).to(rois.dtype) + self.offset_bias
         offsets = offsets.unflatten(-1, (-1, 2))  # [B, N, P, 2]
         tokens = tokens + self.mixing(tokens, features, rois, offsets)
@@ -71,28 +74,29 @@ class FocusingBlock(GradientCheckpointingLayer):
         return tokens, adjust_rois(rois, deltas)
 
 
-class FocusingTransformer(nn.Module):
+class FocusingTransformer(KeepsFloat32):
     """Iterate from learnable RoIs and one shared embedding to latents that carry what lies under their RoIs."""
 
     def __init__(self, config: SparseFormerConfig) -> None:
         super().__init__()
         width = config.focusing_size
-        self.initial_rois = nn.Parameter(torch.empty(config.num_latents, 4))
-        self.latent_embedding = nn.Parameter(torch.empty(width))
-        self.stage_embedding = nn.Parameter(torch.empty(config.num_focusing_iterations, width))
+        self.initial_rois = empty_float32(config.num_latents, 4)
+        self.latent_embedding = empty_float32(width)
+        self.stage_embedding = empty_float32(config.num_focusing_iterations, width)
         self.block = FocusingBlock(config)
-        self.transition = nn.Linear(width, config.hidden_size)
+        self.transition = ShardedLinear(width, config.hidden_size)
         self.last_sampling = SamplingBlock(config, config.hidden_size)
 
     def forward(self, features: Tensor) -> Focus:
         """Focus on features (B, H, W, C)."""
         batch, latents = features.shape[0], self.initial_rois.shape[0]
-        tokens = self.latent_embedding.expand(batch, latents, -1)
-        rois = self.initial_rois.to(torch.promote_types(self.initial_rois.dtype, torch.float32)).expand(batch, -1, -1)
+        dtype = self.block.roi_norm.weight.dtype
+        tokens = self.latent_embedding.to(dtype).expand(batch, latents, -1)
+        rois = to_geometry(self.initial_rois).expand(batch, -1, -1)
         features = prepare_map(features)
         history = [rois]
         for stage in self.stage_embedding:
-            tokens, rois = self.block(tokens + stage, features, rois)
+            tokens, rois = self.block(tokens + stage.to(dtype), features, rois)
             history.append(rois)
         latents, offsets = self.last_sampling(self.transition(tokens), features, rois)
         return Focus(latents, torch.stack(history, dim=1), offsets)

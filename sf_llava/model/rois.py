@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from sf_llava.ops.geometry import to_geometry
+
 ROI_SIDE = 0.5
 MAX_FREQUENCY = 128
 
@@ -26,7 +28,7 @@ def initial_rois(num_latents: int) -> Tensor:
     corners = []
     for row, y in enumerate(_starts(rows)):
         corners += [(x, y) for x in _starts(shorter + (row >= rows - longer_rows))]
-    starts = torch.tensor(corners)
+    starts = torch.tensor(corners, dtype=torch.float32)  # whatever the default: bfloat16 would move them by pixels
     return torch.cat([starts, starts + ROI_SIDE], dim=-1)
 
 
@@ -44,8 +46,9 @@ def adjust_rois(rois: Tensor, deltas: Tensor) -> Tensor:
         deltas: (B, N, 4) ``dx, dy, dw, dh``; dx, dy in units of the RoI's own size, dw, dh as log-scales.
 
     Returns:
-        (B, N, 4) corners in the dtype of ``rois``, which is float32 even under autocast.
+        (B, N, 4) corners, float32 at least, even under autocast.
     """
+    rois = to_geometry(rois)
     deltas = deltas.to(rois.dtype)
     centres = (rois[..., :2] + rois[..., 2:]) / 2
     sizes = (rois[..., 2:] - rois[..., :2]).abs()

@@ -5,10 +5,13 @@ architecture first in SparseFormer: Sparse Visual Recognition via Limited Latent
 Letters: B images, S pixels, N latents, T = N + 1 tokens (CLS first), D width, E embedding, I iterations, P points.
 """
 
+import difflib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +23,13 @@ from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model.cortex import CortexBlock
 from sf_llava.model.early_conv import EarlyConvolution
 from sf_llava.model.focusing import FocusingTransformer, SamplingBlock
+from sf_llava.model.image_processor import make_image_processor
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import place_points
 
-GEOMETRY = ("initial_rois", "offset_bias")
-"""Parameters that say where a latent looks: float32 at least, however coarse the rest of the model is."""
+OPTIONS = ("output_hidden_states", "output_sampling_points", "return_dict")
+MISSPELT = 0.78
+"""Names this similar to an option are taken for it, misspelt; no keyword of transformers is."""
 
 
 @dataclass
@@ -61,8 +66,23 @@ class SparseFormerModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["FocusingTransformer", "CortexBlock"]  # noqa: RUF012 (transformers' interface)
-    _keep_in_fp32_modules_strict = list(GEOMETRY)  # noqa: RUF012
+    # What stays whole on one device, and the units of FSDP: those after the first two keep float32 apart from the rest.
+    _no_split_modules = [  # noqa: RUF012 (transformers' interface)
+        "FocusingTransformer",
+        "CortexBlock",
+        "FocusingBlock",
+        "SamplingBlock",
+        "AdaptiveMixing",
+        "ShardedLinear",
+        "ShardedLayerNorm",
+    ]
+    # The parameters of the modules that are a KeepsFloat32.
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        "initial_rois",
+        "offset_bias",
+        "latent_embedding",
+        "stage_embedding",
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -87,6 +107,7 @@ class SparseFormerModel(PreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_sampling_points: bool = False,
         return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> SparseFormerOutput | tuple:
         """Read images.
 
@@ -94,10 +115,22 @@ class SparseFormerModel(PreTrainedModel):
             pixel_values: (B, 3, S, S) normalised pixels.
             output_hidden_states: True for all hidden states of the cortex; a layer (LLaVA's ``-2``) or several for
                 those alone, counted as in ``hidden_states``. Blocks beyond the last layer named are not computed, and
-                then nothing that needs them is returned.
+                then nothing that needs them is returned. Default: the configuration's.
             output_sampling_points: return the points of the last sampling.
-            return_dict: a tuple comes back where this is False.
+            return_dict: a tuple comes back where this is False. Default: the configuration's.
+            kwargs: what hosts hand down to every part of a model (transformers' ``TransformersKwargs``: the number of
+                items in the batch, ``output_attentions`` for their own layers, ...), ignored.
+
+        Raises:
+            TypeError: a keyword that is one of these options misspelt.
+            ValueError: a layer that the cortex does not have.
         """
+        if kwargs and not torch.compiler.is_compiling():
+            _refuse_misspelt(kwargs)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         layers = _layers_to_keep(output_hidden_states, len(self.cortex))
         features = self.early_conv(pixel_values.to(self.early_conv.conv.weight.dtype))
         focus = self.focusing(features)
@@ -134,18 +167,18 @@ class SparseFormerModel(PreTrainedModel):
         hidden_states += [None] * (depth - last_layer)
         return tokens if last_layer == depth else None, tuple(hidden_states)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseFormerModel":
-        """Convert or move all weights, as ``half()`` and ``to()`` do; ``GEOMETRY`` becomes no coarser than float32."""
-        named = [parameter for name, parameter in self.named_parameters() if name.endswith(GEOMETRY)]
-        geometry = [tensor for parameter in named for tensor in (parameter, parameter.grad) if tensor is not None]
+    def get_input_embeddings(self) -> EarlyConvolution:
+        """Give what embeds the input: adapters ask its output for gradients, which checkpointed layers need."""
+        return self.early_conv
 
-        def convert(tensor: Tensor) -> Tensor:
-            converted = fn(tensor)
-            if converted.dtype.itemsize < 4 and any(tensor is one for one in geometry):
-                return tensor.to(converted.device, torch.float32)
-            return converted
+    def set_input_embeddings(self, value: EarlyConvolution) -> None:
+        self.early_conv = value
 
-        return super()._apply(convert, recurse)
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save weights and configuration as every model of transformers does, and the image processor beside them."""
+        if is_main_process:  # first: what is pushed to the hub is what changes afterwards
+            make_image_processor(self.config).save_pretrained(save_directory)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -186,6 +219,13 @@ class SparseFormerModel(PreTrainedModel):
         return torch.cat(matrices)
 
 
+def _refuse_misspelt(kwargs: dict[str, Any]) -> None:
+    """Raise TypeError where an unknown keyword is plainly meant for one of ``OPTIONS``."""
+    for name in kwargs:
+        if meant := difflib.get_close_matches(name, OPTIONS, n=1, cutoff=MISSPELT):
+            raise TypeError(f"unknown option {name!r}: did you mean {meant[0]}? Known options: {', '.join(OPTIONS)}")
+
+
 def _layers_to_keep(wanted: bool | int | Sequence[int] | None, depth: int) -> set[int]:
     """Turn what was asked for into layers 0 .. depth; none where no hidden state was asked for."""
     if wanted is None or isinstance(wanted, bool):
@@ -206,8 +246,8 @@ def _offset_grid(num_points: int) -> Tensor:
     """Lay the first sampling offsets (P, 2) on a centred grid; for a P that is no square, draw them at random."""
     side = math.isqrt(num_points)
     if side**2 != num_points:
-        return torch.rand(num_points, 2) - 0.5
-    ticks = (torch.arange(side) + 0.5) / side - 0.5
+        return torch.rand(num_points, 2, dtype=torch.float32) - 0.5
+    ticks = (torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 

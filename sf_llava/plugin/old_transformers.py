@@ -1,7 +1,7 @@
 """Lets the encoder run beside transformers 4.37, which the llava package pins.
 
 The package's own environment is the one its published numbers were made in, and its users have. The model code is
-written for transformers 5; what it needs from there that 4.37 lacks is little: four names, set up here.
+written for transformers 5; what it needs from there that 4.37 lacks is little: a few names, set up here.
 """
 
 import sys
@@ -17,6 +17,7 @@ def prepare() -> None:
         return
     _add_module("initialization", _initialization())
     _add_module("modeling_layers", {"GradientCheckpointingLayer": torch.nn.Module})
+    transformers.CLIPImageProcessorPil = transformers.CLIPImageProcessor
     if not hasattr(transformers.modeling_utils, "ALL_ATTENTION_FUNCTIONS"):
         transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS = _OwnAttention()
 
