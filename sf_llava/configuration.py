@@ -39,8 +39,17 @@ OPTIONAL_COUNTS = {"projection_dim": 65_536, "num_classes": 1_000_000}
 """Fields that count something, 0 for nothing."""
 
 FOREIGN_FIELDS = frozenset(
-    """attn_implementation auto_map experts_implementation image_processor_type model_type quantization_config
-    tie_last_hidden_states tie_word_embeddings torchscript""".split()
+    [
+        "attn_implementation",
+        "auto_map",
+        "experts_implementation",
+        "image_processor_type",
+        "model_type",
+        "quantization_config",
+        "tie_last_hidden_states",
+        "tie_word_embeddings",
+        "torchscript",
+    ]
 )
 """What transformers takes or writes beside the attributes of its ``PreTrainedConfig`` and names with an underscore."""
 

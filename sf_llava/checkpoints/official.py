@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sf_llava.configuration import AUGREG_CROP, AUGREG_MEAN, AUGREG_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SparseFormerConfig
+from sf_llava.configuration import (
+    AUGREG_CROP,
+    AUGREG_MEAN,
+    AUGREG_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    SparseFormerConfig,
+)
 from sf_llava.model import SparseFormerModel
 
 _TOP = {

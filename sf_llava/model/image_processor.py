@@ -20,7 +20,7 @@ MAX_RESIZED_PIXELS = 2**26
 
 
 class SparseFormerImageProcessor(CLIPImageProcessorPil):
-    """Resize the shorter side, crop the centre, normalise: CLIP's, to the pixel as encoders are trained and measured."""
+    """Resize the shorter side, crop the centre, normalise: to the pixel as encoders are trained and measured."""
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepare one picture or (nested) lists of them: Pillow pictures of any mode, arrays, tensors."""

@@ -1,4 +1,4 @@
-"""What stays in float32, however coarse the rest of a model is, and what becomes a unit of its own when it is sharded."""
+"""What stays in float32 however coarse the rest of a model is, and what is a unit of its own when it is sharded."""
 
 from collections.abc import Callable
 
