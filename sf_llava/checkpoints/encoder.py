@@ -72,8 +72,8 @@ def load_encoder(
     path = find_encoder(path, variant)
     weights = find_weights(path, variant)
     assert weights is not None
-    config = _read_config(path)
-    _check_shapes(path, config, weights)
+    config, expected = _read_config(path)
+    _check_shapes(path, expected, weights)
     try:
         model = SparseFormerModel.from_pretrained(
             path,
@@ -103,9 +103,9 @@ def check_finite(model: torch.nn.Module, name: str | Path) -> None:
     broken = [key for key, value in model.state_dict().items() if not _is_finite(value)]
     if broken:
         raise ValueError(
-            f"{name}: {len(broken)} tensors hold values that are not finite, first {broken[0]} "
-            f"({model.state_dict()[broken[0]].dtype}): the training diverged, the file is damaged, or the values do not "
-            "fit the dtype"
+            f"{name}: {len(broken)} of its tensors hold values that are not finite, first {broken[0]} "
+            f"({model.state_dict()[broken[0]].dtype}): the training diverged, the file is damaged, or the values do "
+            "not fit the dtype"
         )
 
 
@@ -113,7 +113,8 @@ def _is_finite(value: Tensor) -> bool:
     return value.is_meta or bool(value.isfinite().all())
 
 
-def _read_config(path: Path) -> SparseFormerConfig:
+def _read_config(path: Path) -> tuple[SparseFormerConfig, dict[str, tuple[int, ...]]]:
+    """Read an encoder's configuration, and the shapes of the tensors that it asks for."""
     fields = files.read_json(path / "config.json")
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     if kind != SparseFormerConfig.model_type:
@@ -121,21 +122,24 @@ def _read_config(path: Path) -> SparseFormerConfig:
             f"{path / 'config.json'} describes {'no model' if kind is None else f'a model of type {kind!r}'}: expected "
             f"one with model_type {SparseFormerConfig.model_type!r}"
         )
+    if "quantization_config" in fields:
+        raise ValueError(f"{path} holds a quantised encoder: expected one saved before its weights were quantised")
     try:
-        return SparseFormerConfig.from_dict(fields)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path / 'config.json'} makes no encoder: {error}") from error
+        config = SparseFormerConfig.from_dict(fields)
+        with torch.device("meta"):
+            state = SparseFormerModel(config).state_dict()
+    except Exception as error:  # ours, and what transformers raises for values of its own fields
+        raise ValueError(f"{path / 'config.json'} makes no encoder: {' '.join(str(error).split())}") from error
+    return config, {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _check_shapes(path: Path, config: SparseFormerConfig, weights: WeightFiles) -> None:
-    """Compare what the files hold, by their headers, with what the configuration needs, before anything is allocated.
+def _check_shapes(path: Path, expected: dict[str, tuple[int, ...]], weights: WeightFiles) -> None:
+    """Compare what the files hold, by their headers, with what is expected, before anything is allocated.
 
     Raises:
         ValueError: the files cannot be read, or hold other tensors.
     """
     found = read_shapes(weights)
-    with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in SparseFormerModel(config).state_dict().items()}
     problems = []
     if missing := sorted(expected.keys() - found.keys()):
         problems.append(f"missing {_listed(missing)}")

@@ -230,7 +230,9 @@ def _layers_to_keep(wanted: bool | int | Sequence[int] | None, depth: int) -> se
     """Turn what was asked for into layers 0 .. depth; none where no hidden state was asked for."""
     if wanted is None or isinstance(wanted, bool):
         return set(range(depth + 1)) if wanted else set()
-    layers = [wanted] if isinstance(wanted, int) else list(wanted)
+    layers = [wanted] if isinstance(wanted, int) else wanted
+    if not isinstance(layers, (list, tuple)) or not all(isinstance(layer, int) for layer in layers):
+        raise ValueError(f"output_hidden_states must be True, False, a layer or a list of layers, not {wanted!r}")
     for layer in layers:
         if not -depth - 1 <= layer <= depth:
             raise ValueError(f"no hidden state {layer}: the cortex has {depth} blocks, layers {-depth - 1} to {depth}")
