@@ -48,13 +48,46 @@ def test_offsets_without_spread_have_finite_gradients():
         assert gradient.isfinite().all()
 
 
-def test_not_a_number_stays_visible():
+@pytest.mark.parametrize("path", ["op", "reference"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_not_a_number_stays_visible(value, path):
     features, rois, offsets, _ = draw()
-    rois[0, 0] = torch.nan
-    with force("op"):
+    rois[0, 0] = value  # a RoI between two infinities has no centre
+    with force(path):
         samples = sample_points(features, rois, offsets)
     assert samples[0, 0].isnan().all()
     assert samples[0, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e30, 1e38])
+@pytest.mark.parametrize("where", ["rois", "offsets"])
+def test_grid_sample_sees_finite_points_alone(value, where, monkeypatch):
+    grids = []
+    sample = reference.F.grid_sample
+
+    def watch(maps, grid, **options):
+        grids.append(grid.detach())
+        assert grid.isfinite().all(), "on a CPU this reads outside the map"
+        return sample(maps, grid, **options)
+
+    monkeypatch.setattr(reference.F, "grid_sample", watch)
+    features, rois, offsets, _ = draw(dtype=torch.float32)
+    rois, offsets = rois.float(), offsets.float()
+    (rois if where == "rois" else offsets)[0, 0, 0] = value
+    for path in ("reference", "auto"):
+        with force(path):
+            tensors = [tensor.requires_grad_() for tensor in (features, rois, offsets)]
+            sample_points(*tensors).nan_to_num().sum().backward()
+    assert len(grids) == 2
+
+
+def test_points_far_outside_read_the_border_and_have_no_gradient():
+    features, rois, offsets, _ = draw()
+    rois[:, 0] = torch.tensor([1e6, 1e6, 1e6 + 1, 1e6 + 1])
+    _, *expected = gradients(sample_points, (features, rois, offsets), "op")
+    output, *ours = gradients(sample_points, (features, rois, offsets), "reference")
+    assert torch.equal(output[:, 0], features[:, -1:, -1].expand(-1, 16, -1))
+    assert not ours[1][:, 0].any() and not expected[1][:, 0].any()
 
 
 @pytest.mark.parametrize("path", ["op", "reference"])
