@@ -84,7 +84,7 @@ def _read_index(path: Path) -> tuple[Path, ...]:
     index = files.read_json(path)
     names = index.get("weight_map") if isinstance(index, dict) and "metadata" in index else None
     if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
-        raise ValueError(f"{path} is no index of weights: expected metadata and a weight_map from tensors to their files")
+        raise ValueError(f"{path} is no index of weights: expected metadata and a weight_map from tensors to files")
     shards = tuple(path.parent / name for name in sorted(set(names.values())))
     if wrong := [shard.name for shard in shards if shard.parent != path.parent or not shard.is_file()]:
         raise ValueError(

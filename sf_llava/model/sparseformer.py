@@ -28,6 +28,8 @@ from sf_llava.model.rois import initial_rois
 from sf_llava.ops import place_points
 
 OPTIONS = ("output_hidden_states", "output_sampling_points", "return_dict")
+HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
+"""Of ``save_pretrained``: where a model goes its image processor goes too."""
 MISSPELT = 0.78
 """Names this similar to an option are taken for it, misspelt; no keyword of transformers is."""
 
@@ -176,9 +178,10 @@ class SparseFormerModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save weights and configuration as every model of transformers does, and the image processor beside them."""
-        if is_main_process:  # first: what is pushed to the hub is what changes afterwards
-            make_image_processor(self.config).save_pretrained(save_directory)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            make_image_processor(self.config).save_pretrained(save_directory, **hub)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
