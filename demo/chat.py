@@ -13,6 +13,7 @@ is kept.
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
@@ -48,27 +49,53 @@ def parse(argv: list[str]) -> argparse.Namespace:
     bits.add_argument("--load-in-8bit", dest="bits", action="store_const", const=8, help="the LLM, by bitsandbytes")
     parser.add_argument("--seed", type=int, default=0, help="of answers above temperature 0 (%(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
-    parser.add_argument("--port", type=int, help="default: 7860 or the next free one")
+    parser.add_argument("--port", type=port, metavar="N", help="default: 7860 or the next free one")
+    parser.add_argument(
+        "--proxy-name",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names, also NAME:PORT, by which a proxy in front of this server is asked; other names are refused",
+    )
     return parser.parse_args(argv)
+
+
+def port(text: str) -> int:
+    """Read the number of a port."""
+    number = int(text) if text.isdecimal() else 0
+    if not 0 < number < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
+    return number
 
 
 def main(argv: list[str]) -> None:
     """Load once, then serve until interrupted."""
     arguments = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder of uploads is removed then too
-    with tempfile.TemporaryDirectory(prefix="sf_llava_") as folder:
+    if importlib.util.find_spec("gradio") is None:
+        raise RuntimeError("the demo needs gradio, which is not installed: pip install -e .[demo]")
+    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does, so that the folder of uploads is removed then too
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="sf_llava_", ignore_cleanup_errors=True) as folder:
         share_heaps()
         prepare(folder)
-        from examples import write_examples
-        from interface import build, launch
+        from serve import Server, listen
 
-        engine, about, mini = load(arguments)
-        pictures = Path(folder) / "examples"
-        pictures.mkdir()
-        blocks = build(engine, write_examples(pictures), about, whole=not mini)
-        launch(blocks, arguments.host, arguments.port, allowed_paths=[str(pictures)], prevent_thread_lock=True)
-        print(f"open {blocks.local_url}", flush=True)
-        blocks.block_thread()
+        with listen(arguments.host, arguments.port) as listener:
+            server = Server(arguments.host, listener, arguments.proxy_name)
+            from examples import write_examples
+            from interface import build, mount
+
+            engine, about, mini = load(arguments)
+            pictures = Path(folder) / "examples"
+            pictures.mkdir()
+            blocks = build(engine, write_examples(pictures), about, whole=not mini)
+            server.start(mount(blocks, [str(pictures)]))
+            try:
+                print(f"open {server.url}", flush=True)
+                server.wait()
+            finally:
+                server.close()
 
 
 def prepare(folder: str) -> None:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from uploads import Picture
+from uploads import Picture, RefusedError
 
 BOTH = "both"
 SPARSEFORMER, CLIP, NO_TOWER = "sparseformer", "clip", "language model"
 TOWER_NAMES = {SPARSEFORMER: "SparseFormer", CLIP: "CLIP", NO_TOWER: "Language model alone"}
-MAX_PICTURES = 8  # of one conversation
+MAX_PICTURES, MAX_TURNS = 8, 64  # of one conversation
+MAX_LETTERS = 20_000  # of a question; the context's bound is counted in tokens
 
 
 @dataclass
@@ -74,6 +75,16 @@ class Conversation:
     def pictures(self) -> list[Picture]:
         """All pictures, oldest first."""
         return [picture for turn in self.turns for picture in turn.pictures]
+
+
+def check_length(question: str) -> None:
+    """Refuse what no context holds, before it is kept or any work is done on it.
+
+    Raises:
+        RefusedError: it has too many letters.
+    """
+    if len(question) > MAX_LETTERS:
+        raise RefusedError(f"The question has {len(question):,} letters; {MAX_LETTERS:,} are the most: shorten it.")
 
 
 def prompt_turns(turns: Sequence[Turn], whole: bool) -> list[Turn]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from conversation import CLIP, SPARSEFORMER, Answer, Turn, as_messages, without_oldest
+from conversation import CLIP, SPARSEFORMER, Answer, Turn, as_messages, check_length, without_oldest
 from PIL import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -22,8 +22,6 @@ from sf_llava.model import SparseFormerModel
 from sf_llava.plugin import Swap, restore, swap
 from sf_llava.plugin.host import embed_prompts, new_cache
 from sf_llava.visualize import pictures_from_pixels
-
-MAX_LETTERS = 20_000  # of a question; the context's bound is counted in tokens
 
 
 @dataclass
@@ -173,8 +171,7 @@ class Engine:
     def _fit(self, answer: Answer, turns: Sequence[Turn], counts: Sequence[int], reserve: int) -> list[int]:
         """The prompt, without its oldest turns where the context would not hold them and the answer."""
         turns = list(turns)
-        if (length := len(turns[-1].question)) > MAX_LETTERS:
-            raise RefusedError(f"The question has {length:,} letters; {MAX_LETTERS:,} are the most. Shorten it.")
+        check_length(turns[-1].question)
         while True:
             ids = self.prompt(turns, answer.tower, counts)
             if len(ids) + reserve <= self.context:

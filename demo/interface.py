@@ -1,10 +1,10 @@
 """The page: a chat, its settings beside it, and where the encoder looked below; and what happens on every event.
 
 Conversations live here on the server, by page; the page only shows them. Everything that runs the model waits in one
-queue, one at a time.
+line, one at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,20 +15,27 @@ from conversation import (
     BOTH,
     CLIP,
     MAX_PICTURES,
+    MAX_TURNS,
     SPARSEFORMER,
     Answer,
     Conversation,
     Turn,
+    check_length,
     prompt_turns,
     towers_for,
 )
-from engine import Engine, Sampling
+from engine import Engine
 from examples import Example
+from fastapi import FastAPI
 from memory import return_freed
 from sessions import MAX_SESSIONS, Sessions
+from settings import HOTTEST, Choices, Settings
 from uploads import MAX_BYTES, RefusedError, accept
+from waiting import Line
 
 REFRESH = 0.08  # seconds between two updates of the page while an answer grows
+LOOK = 0.5  # seconds between two looks at who is gone while somebody waits
+BUSY, READY = {"submit_btn": False, "stop_btn": False}, {"submit_btn": True, "stop_btn": False}  # of the message box
 DEFAULT_QUESTION = "Describe the picture."
 MODES = {BOTH: "Both, side by side", SPARSEFORMER: "SparseFormer", CLIP: "CLIP"}
 HEAD = (
@@ -55,8 +62,9 @@ class Chat:
     """
 
     def __init__(self, engine: Engine, sessions: Sessions) -> None:
-        self.engine, self.sessions = engine, sessions
-        self.longest = max(engine.context // 2, 16)  # tokens of an answer
+        self.engine, self.sessions, self.line = engine, sessions, Line()
+        modes = [BOTH, *engine.towers] if len(engine.towers) > 1 else engine.towers
+        self.choices = Choices(modes, list(engine.encoders), longest=max(engine.context // 2, 16))
 
     def ask(
         self,
@@ -68,43 +76,68 @@ class Chat:
         latents: int | None,
         request: gr.Request,
     ) -> Iterator[Outputs]:
-        """Take a message with pictures into the conversation and answer it."""
-        conversation = self.sessions.open(request.session_hash)
-        conversation.stop.clear()
-        turn = self._take(message, conversation, request.session_hash)
-        conversation.turns.append(turn)
-        if turn.refused:  # the text comes back to be sent again
-            yield self._show(conversation, text=turn.question)
-            return
-        yield from self._answer(conversation, mode, latents, whole, Sampling(temperature, int(length)))
+        """Take a message with pictures into the conversation and answer it; one that is refused is not kept."""
+        message = message or {}
+        question = (message.get("text") or "").strip()
+
+        def take(conversation: Conversation) -> Turn:
+            return self._take(question, message.get("files") or [], conversation, request.session_hash)
+
+        yield from self._in_turn(take, question, (mode, whole, temperature, length, latents), request)
 
     def retry(
         self, mode: str, whole: bool, temperature: float, length: float, latents: int | None, request: gr.Request
     ) -> Iterator[Outputs]:
         """Answer the last question once more, with the settings as they are now."""
-        conversation = self.sessions.open(request.session_hash)
-        conversation.stop.clear()
-        if not conversation.turns or conversation.turns[-1].refused:
-            yield self._show(conversation)
-            return
-        yield from self._answer(conversation, mode, latents, whole, Sampling(temperature, int(length)))
+
+        def take(conversation: Conversation) -> Turn:
+            if not conversation.turns:
+                raise RefusedError("There is no question yet that could be answered once more.")
+            return conversation.turns.pop()
+
+        yield from self._in_turn(take, "", (mode, whole, temperature, length, latents), request)
+
+    def _in_turn(
+        self, take: Callable[[Conversation], Turn], question: str, settings: tuple[Any, ...], request: gr.Request
+    ) -> Iterator[Outputs]:
+        """Wait for the model, take the question and answer it; whatever is refused gets a sentence and is not kept."""
+        key, shown = request.session_hash, question[:200] + " …" * (len(question) > 200)
+        conversation = self.sessions.find(key)
+        try:
+            chosen = self.choices.read(*settings)
+            check_length(question)
+            with self.line.stand(request.client.host if request.client else "") as place:
+                conversation = self.sessions.open(key)
+                while not place.wait(LOOK):  # between two of these gradio sees whether the page has gone
+                    waiting = Turn(shown, notes=[f"Waiting: {place.ahead} to be answered before."])
+                    yield self._show(conversation, BUSY, waiting)
+                if self.sessions.find(key) is not conversation:
+                    raise RefusedError("The conversation was closed while the question waited: ask once more.")
+                conversation.stop.clear()
+                turn = take(conversation)
+                if turn.refused:  # the text comes back to be sent again, without the files
+                    yield self._show(conversation, {"value": {"text": turn.question, "files": []}, **READY}, turn)
+                    return
+                conversation.turns.append(turn)
+                yield from self._answer(conversation, chosen)
+        except RefusedError as error:
+            yield self._show(conversation, READY, Turn(shown, notes=[str(error)]))
 
     def stop(self, request: gr.Request) -> None:
         """End the answer that is being written."""
-        self.sessions.open(request.session_hash).stop.set()
+        self.sessions.find(request.session_hash).stop.set()
 
     def clear(self, request: gr.Request) -> Outputs:
         """Forget the conversation and its pictures."""
         self.sessions.close(request.session_hash)
-        return self._show(Conversation())
+        return self._show(Conversation(), {"value": {"text": "", "files": []}, **READY})
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
         self.sessions.close(request.session_hash)
 
-    def _take(self, message: dict[str, Any], conversation: Conversation, key: str) -> Turn:
+    def _take(self, text: str, files: list[str], conversation: Conversation, key: str) -> Turn:
         """Make a turn of a message."""
-        text, files = (message.get("text") or "").strip(), message.get("files") or []
         turn = Turn(text)
         room = MAX_PICTURES - len(conversation.pictures)
         if len(files) > room:
@@ -121,7 +154,9 @@ class Chat:
                 turn.notes.append(picture.note)
         if not text and not files:
             turn.notes.append("Write a question, and attach a picture if it is about one.")
-        turn.refused = not turn.pictures if files else not text
+        if full := len(conversation.turns) >= MAX_TURNS:
+            turn.notes.append(f"A conversation holds {MAX_TURNS} questions: clear the chat to ask more.")
+        turn.refused = full or (not turn.pictures if files else not text)
         if turn.refused:
             return turn
         turn.question = text or DEFAULT_QUESTION
@@ -130,16 +165,14 @@ class Chat:
             turn.notes.append(f"This small model has never seen {words}; the examples show what it knows.")
         return turn
 
-    def _answer(
-        self, conversation: Conversation, mode: str, latents: int | None, whole: bool, sampling: Sampling
-    ) -> Iterator[Outputs]:
+    def _answer(self, conversation: Conversation, chosen: Settings) -> Iterator[Outputs]:
         """Let every tower of the mode answer the last turn, showing how the answers grow."""
-        turn = conversation.turns[-1]
-        turns = prompt_turns(conversation.turns, whole)
-        towers = towers_for(mode, self.engine.towers, turns)
+        turn, latents = conversation.turns[-1], chosen.latents
+        turns = prompt_turns(conversation.turns, chosen.whole)
+        towers = towers_for(chosen.mode, self.engine.towers, turns)
         turn.answers = {tower: Answer(tower, latents=latents if tower == SPARSEFORMER else None) for tower in towers}
-        yield self._show(conversation, busy=True)
-        steps = (step for answer in turn.answers.values() for step in self.engine.answer(answer, turns, sampling))
+        yield self._show(conversation, {"value": None, **BUSY, "stop_btn": True})
+        steps = (step for one in turn.answers.values() for step in self.engine.answer(one, turns, chosen.sampling))
         shown = 0.0
         try:
             for _ in steps:
@@ -147,7 +180,7 @@ class Chat:
                     break
                 if monotonic() - shown > REFRESH:
                     shown = monotonic()
-                    yield self._show(conversation, busy=True)
+                    yield self._show(conversation, {"value": None, **BUSY, "stop_btn": True})
         except RefusedError as error:
             turn.answers.clear()
             turn.notes.append(str(error))
@@ -155,18 +188,16 @@ class Chat:
             for answer in turn.answers.values():
                 if answer.state in ("waiting", "writing"):
                     answer.state = "stopped"
-        yield self._show(conversation)
+        yield self._show(conversation, {"value": {"text": "", "files": []}, **READY})
 
-    def _show(self, conversation: Conversation, *, busy: bool = False, text: str = "") -> Outputs:
-        """What the page shows of a conversation."""
-        if busy:
-            box = gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
-        else:
-            box = gr.MultimodalTextbox(value={"text": text, "files": []}, submit_btn=True, stop_btn=False)
-        turn = conversation.turns[-1] if conversation.turns else None
-        messages = [{"role": role, "content": gr.HTML(html)} for role, html in pages.messages(conversation)]
+    def _show(self, conversation: Conversation, box: dict[str, Any], beside: Turn | None = None) -> Outputs:
+        """What the page shows: a conversation, perhaps a turn beside it that is not part of it, and its box."""
+        turns = [*conversation.turns, beside] if beside else conversation.turns
+        messages = [{"role": role, "content": gr.HTML(html)} for role, html in pages.messages(turns)]
+        turn = turns[-1] if turns else None
         writing = turn is not None and any(answer.text for answer in turn.answers.values())
-        return box, messages, _focus(conversation, draw=writing), pages.record(turn) if turn else None
+        focus, record = _focus(conversation, draw=writing), pages.record(turn) if turn else None
+        return gr.MultimodalTextbox(**box), messages, focus, record
 
 
 def _focus(conversation: Conversation, draw: bool) -> str:
@@ -180,6 +211,24 @@ def _focus(conversation: Conversation, draw: bool) -> str:
     return next((view.focus for _, view in reversed(seen) if view.focus), pages.NO_FOCUS)
 
 
+class _Radio(gr.Radio):
+    """A radio that hands on whatever was sent, for ``Choices`` to judge."""
+
+    is_template = True  # to gradio: the page knows it as its parent
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class _Slider(gr.Slider):
+    """A slider that hands on whatever was sent, for ``Choices`` to judge."""
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
 def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) -> gr.Blocks:
     """Lay the page out and connect its events.
 
@@ -191,13 +240,13 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
     """
     sessions = Sessions()
     chat = Chat(engine, sessions)
-    modes = [(MODES[mode], mode) for mode in ([BOTH, *engine.towers] if len(engine.towers) > 1 else engine.towers)]
+    modes = [(MODES[mode], mode) for mode in chat.choices.modes]
     with gr.Blocks(title="sf_llava: one LLM, two towers", analytics_enabled=False, delete_cache=(60, 3600)) as blocks:
         with gr.Sidebar(label="Settings", elem_id="settings"):
             gr.Markdown("## Settings")
-            mode = gr.Radio(modes, value=modes[0][1], label="Who answers", elem_id="mode")
+            mode = _Radio(modes, value=modes[0][1], label="Who answers", elem_id="mode")
             counts = list(engine.encoders)
-            latents = gr.Radio(
+            latents = _Radio(
                 [(str(count), count) for count in counts],
                 value=next(iter(counts), None),
                 label="Latents of the SparseFormer",
@@ -205,9 +254,9 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
                 visible=len(counts) > 1,
             )
             with gr.Group():
-                temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature", info="0: always the likeliest word")
-                tokens = min(256, chat.longest // 2)
-                length = gr.Slider(8, chat.longest, tokens, step=8, label="Longest answer", info="tokens")
+                temperature = _Slider(0, HOTTEST, 0, step=0.1, label="Temperature", info="0: always the likeliest word")
+                longest = chat.choices.longest
+                length = _Slider(8, longest, min(256, longest // 2), step=8, label="Longest answer", info="tokens")
                 earlier = gr.Checkbox(whole, label="Earlier turns in the prompt", info="otherwise each question alone")
             gr.Markdown(about, elem_id="about")
         gr.HTML(HEAD, elem_id="head")
@@ -245,7 +294,7 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
 
         shown = [box, transcript, focus, record]
         settings = [mode, earlier, temperature, length, latents]
-        running = dict(concurrency_id="model", concurrency_limit=1, show_progress="minimal")
+        running = dict(concurrency_limit=None, show_progress="minimal")  # they stand in a line of the chat's own
         asking = box.submit(chat.ask, [box, *settings], shown, api_name="ask", **running)
         retrying = again.click(chat.retry, settings, shown, api_name="retry", **running)
         box.stop(chat.stop, None, None, queue=False, api_name="stop")
@@ -269,25 +318,25 @@ def take_example(event: gr.SelectData) -> dict[str, Any]:
     return {"text": event.value["text"], "files": [file["path"] for file in event.value["files"]]}
 
 
-def launch(blocks: gr.Blocks, host: str, port: int | None, **options: Any) -> None:
-    """Serve the page: no link to the outside, no file above the bound, and the browser asks nobody but this server."""
+def mount(blocks: gr.Blocks, allowed_paths: list[str]) -> FastAPI:
+    """The page as an application: no link to the outside, and the browser asks nobody but this server."""
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"], radius_size="lg"
     )
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
+    blocks.state_session_capacity = MAX_SESSIONS  # gradio would remember ten thousand pages, closed ones too
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        blocks,
+        path="/",
+        allowed_paths=allowed_paths,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
+        mcp_server=False,
         max_file_size=MAX_BYTES,
-        state_session_capacity=MAX_SESSIONS,  # gradio would remember ten thousand pages, closed ones too
         theme=theme,
         css_paths=HERE / "style.css",
         js=_PREPARE_PAGE,
-        **options,
     )

@@ -5,9 +5,10 @@ taken for Markdown.
 """
 
 import re
+from collections.abc import Sequence
 from html import escape
 
-from conversation import CLIP, SPARSEFORMER, TOWER_NAMES, Answer, Conversation, Turn
+from conversation import CLIP, SPARSEFORMER, TOWER_NAMES, Answer, Turn
 from engine import View
 from uploads import Picture, data_uri
 
@@ -28,11 +29,12 @@ def text(value: str) -> str:
     return escape(value).replace("\n", "&#10;")
 
 
-def messages(conversation: Conversation) -> list[tuple[str, str]]:
-    """The whole conversation: role and HTML of every message."""
+def messages(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    """A whole conversation: role and HTML of every message."""
     shown = []
-    for turn in conversation.turns:
-        shown.append(("user", question(turn)))
+    for turn in turns:
+        if turn.question or turn.pictures:
+            shown.append(("user", question(turn)))
         if turn.answers or turn.notes:
             shown.append(("assistant", reply(turn)))
     return shown

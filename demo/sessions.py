@@ -43,6 +43,11 @@ class Sessions:
             self.close(other)
         return session.conversation
 
+    def find(self, key: str) -> Conversation:
+        """The conversation of a page, or an empty one that is not kept."""
+        with self._lock:
+            return self._sessions[key].conversation if key in self._sessions else Conversation()
+
     def uploaded(self, key: str, path: str | Path) -> None:
         """Remember a file, to be removed with the session."""
         path = Path(path)

@@ -82,15 +82,17 @@ def served(engine, tmp_path_factory):
     chat.prepare(str(folder))
     os.environ["GRADIO_HEARTBEAT_INTERVAL"] = "0.3"
     from examples import write_examples
-    from interface import build, launch
+    from interface import build, mount
+    from serve import Server, listen
 
     pictures = folder / "examples"
     pictures.mkdir()
     blocks = build(engine, write_examples(pictures), "A model of random numbers.", whole=True)
-    launch(blocks, "127.0.0.1", None, allowed_paths=[str(pictures)], prevent_thread_lock=True)
-    blocks.uploads = folder / "uploads"
+    server = Server("127.0.0.1", listen("127.0.0.1", None))
+    server.start(mount(blocks, [str(pictures)]))
+    blocks.local_url, blocks.uploads = server.url, folder / "uploads"
     yield blocks
-    blocks.close()
+    server.close()
     os.environ.clear()
     os.environ.update(before)
 

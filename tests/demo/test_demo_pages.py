@@ -1,7 +1,7 @@
 """What the page shows: figures, agreement, and every text as text."""
 
 import pages
-from conversation import CLIP, SPARSEFORMER, Answer, Conversation, Turn
+from conversation import CLIP, SPARSEFORMER, Answer, Turn
 from uploads import accept
 
 OPTIONS = "Which shape is red?\nContext: N/A\nOptions: (A) star (B) circle"
@@ -32,7 +32,7 @@ def test_unfinished_and_stopped_answers_are_not_compared():
 
 def test_texts_are_shown_as_texts():
     evil = "<script>alert(1)</script>\n\n**bold** ${1+1} \"'"
-    shown = "".join(html for _, html in pages.messages(Conversation([turn(evil, evil, evil)])))
+    shown = "".join(html for _, html in pages.messages([turn(evil, evil, evil)]))
     assert "<script>" not in shown and "&lt;script&gt;" in shown and "\n" not in shown
 
 
