@@ -27,6 +27,7 @@ from sf_llava import cli
 
 MINI = "mini"
 QUICKSTART = Path("runs/quickstart")
+UPLOADS = "uploads"  # in a folder that is removed at the end
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
             pictures = Path(folder) / "examples"
             pictures.mkdir()
             blocks = build(engine, write_examples(pictures), about, whole=not mini)
-            server.start(mount(blocks, [str(pictures)]))
+            server.start(mount(blocks, [str(pictures)]), Path(folder) / UPLOADS)
             try:
                 print(f"open {server.url}", flush=True)
                 server.wait()
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> None:
 def prepare(folder: str) -> None:
     """Tell gradio, before it is imported, to ask nobody outside and to keep uploads where they are soon removed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / UPLOADS)
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # seconds until a closed page is noticed
 
 

@@ -4,9 +4,12 @@ It stands around the whole page, which sees a request only when all of it has co
 """
 
 import asyncio
+import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
@@ -54,10 +57,11 @@ class Door:
     Args:
         app: behind the door.
         names: of this server.
+        uploads: the folder that a request may name files in; of others gradio would fetch the addresses.
     """
 
-    def __init__(self, app: ASGIApp, names: Names) -> None:
-        self.app, self.names = app, names
+    def __init__(self, app: ASGIApp, names: Names, uploads: Path) -> None:
+        self.app, self.names, self.uploads = app, names, uploads.resolve()
         self._clients: dict[str, _Client] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,12 +113,37 @@ class Door:
                 if not await _read(body, receive, bound):
                     return
                 received = body.tell()
+                if not upload and received and self._names_others(body):
+                    raise _TurnedAwayError(403, "A request names files that were uploaded here, and no others.")
                 # in links the server calls itself as it was asked, and not as a header of gradio's own says
                 headers = [(name, value) for name, value in scope["headers"] if name != b"x-gradio-server"]
                 await self.app({**scope, "headers": headers}, _replay(body, receive), send)
         finally:
             if began in client.uploads:
                 client.uploads[began] = received
+
+    def _names_others(self, body: IO[bytes]) -> bool:
+        """Whether a JSON body has a file in it, by gradio's ``path``, that does not lie among the uploads."""
+        body.seek(0)
+        try:
+            values = [json.load(body)]
+        except (ValueError, RecursionError):
+            return False  # gradio reads it no other way
+        while values:
+            value = values.pop()
+            if isinstance(value, dict):
+                if isinstance(value.get("path"), str) and not self._is_upload(value["path"]):
+                    return True
+                values += value.values()
+            elif isinstance(value, list):
+                values += value
+        return False
+
+    def _is_upload(self, path: str) -> bool:
+        try:
+            return Path(path).resolve().is_relative_to(self.uploads)
+        except (OSError, ValueError):
+            return False
 
 
 def _too_large(bound: int) -> _TurnedAwayError:
@@ -150,7 +179,7 @@ async def _read(body: IO[bytes], receive: Receive, bound: int) -> bool:
 
 def _replay(body: IO[bytes], receive: Receive) -> Callable[[], Awaitable[Message]]:
     """A ``receive`` that gives the body from its file, then what still comes: the news that the client has gone."""
-    size = body.tell()
+    size = body.seek(0, os.SEEK_END)
     body.seek(0)
     ended = False
 

@@ -211,22 +211,10 @@ def _focus(conversation: Conversation, draw: bool) -> str:
     return next((view.focus for _, view in reversed(seen) if view.focus), pages.NO_FOCUS)
 
 
-class _Radio(gr.Radio):
-    """A radio that hands on whatever was sent, for ``Choices`` to judge."""
-
-    is_template = True  # to gradio: the page knows it as its parent
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
-
-
-class _Slider(gr.Slider):
-    """A slider that hands on whatever was sent, for ``Choices`` to judge."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
+def _unchecked(component: gr.components.Component) -> gr.components.Component:
+    """Have a component hand on whatever was sent, for ``Choices`` to judge; gradio lets NaN through and fails at a text."""
+    component.preprocess = lambda payload: payload
+    return component
 
 
 def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) -> gr.Blocks:
@@ -244,9 +232,9 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
     with gr.Blocks(title="sf_llava: one LLM, two towers", analytics_enabled=False, delete_cache=(60, 3600)) as blocks:
         with gr.Sidebar(label="Settings", elem_id="settings"):
             gr.Markdown("## Settings")
-            mode = _Radio(modes, value=modes[0][1], label="Who answers", elem_id="mode")
+            mode = gr.Radio(modes, value=modes[0][1], label="Who answers", elem_id="mode")
             counts = list(engine.encoders)
-            latents = _Radio(
+            latents = gr.Radio(
                 [(str(count), count) for count in counts],
                 value=next(iter(counts), None),
                 label="Latents of the SparseFormer",
@@ -254,9 +242,9 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
                 visible=len(counts) > 1,
             )
             with gr.Group():
-                temperature = _Slider(0, HOTTEST, 0, step=0.1, label="Temperature", info="0: always the likeliest word")
+                temperature = gr.Slider(0, HOTTEST, 0, step=0.1, label="Temperature", info="0: the likeliest word")
                 longest = chat.choices.longest
-                length = _Slider(8, longest, min(256, longest // 2), step=8, label="Longest answer", info="tokens")
+                length = gr.Slider(8, longest, min(256, longest // 2), step=8, label="Longest answer", info="tokens")
                 earlier = gr.Checkbox(whole, label="Earlier turns in the prompt", info="otherwise each question alone")
             gr.Markdown(about, elem_id="about")
         gr.HTML(HEAD, elem_id="head")
@@ -293,7 +281,7 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
         record = gr.JSON(visible=False)
 
         shown = [box, transcript, focus, record]
-        settings = [mode, earlier, temperature, length, latents]
+        settings = [_unchecked(setting) for setting in (mode, earlier, temperature, length, latents)]
         running = dict(concurrency_limit=None, show_progress="minimal")  # they stand in a line of the chat's own
         asking = box.submit(chat.ask, [box, *settings], shown, api_name="ask", **running)
         retrying = again.click(chat.retry, settings, shown, api_name="retry", **running)
@@ -325,6 +313,7 @@ def mount(blocks: gr.Blocks, allowed_paths: list[str]) -> FastAPI:
         primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"], radius_size="lg"
     )
     blocks.state_session_capacity = MAX_SESSIONS  # gradio would remember ten thousand pages, closed ones too
+    blocks.has_launched = True  # else gradio would read any file of this machine that a request names, as if uploaded
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         blocks,

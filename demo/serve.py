@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import uvicorn
 from door import Door
@@ -72,14 +73,14 @@ class Server:
         self._names = Names([host, bound], port, proxy_names)
         self._listener, self._behind_proxy = listener, bool(proxy_names)
 
-    def start(self, app: ASGIApp) -> None:
-        """Serve ``app``.
+    def start(self, app: ASGIApp, uploads: Path) -> None:
+        """Serve ``app``, whose uploaded files lie in ``uploads``.
 
         Raises:
             RuntimeError: it does not start.
         """
         config = uvicorn.Config(
-            Door(app, self._names),
+            Door(app, self._names, uploads),
             ws="none",
             log_level="error",
             proxy_headers=self._behind_proxy,

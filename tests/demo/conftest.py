@@ -89,8 +89,8 @@ def served(engine, tmp_path_factory):
     pictures.mkdir()
     blocks = build(engine, write_examples(pictures), "A model of random numbers.", whole=True)
     server = Server("127.0.0.1", listen("127.0.0.1", None))
-    server.start(mount(blocks, [str(pictures)]))
-    blocks.local_url, blocks.uploads = server.url, folder / "uploads"
+    blocks.local_url, blocks.uploads = server.url, folder / chat.UPLOADS
+    server.start(mount(blocks, [str(pictures)]), blocks.uploads)
     yield blocks
     server.close()
     os.environ.clear()

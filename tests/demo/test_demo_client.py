@@ -185,10 +185,11 @@ def test_hostile_uploads_get_an_answer_or_a_sentence(start, connect, tmp_path):
             assert not record["answers"] and record["notes"][0].endswith("."), upload.what
 
 
-def test_a_program_cannot_have_the_servers_own_files_read(served, llava_dir):
-    file = {"path": str(llava_dir / "config.json"), "meta": {"_type": "gradio.FileData"}}
-    url = f"{served.local_url}gradio_api/call/ask"
+@pytest.mark.parametrize("path", ["CONFIG", "https://example.com/cat.png", "../uploads/../chat.py", "a\0b", "//host/x"])
+def test_a_program_cannot_have_other_files_read_than_uploaded_ones(served, llava_dir, path):
+    config = llava_dir / "config.json"
+    file = {"path": str(config) if path == "CONFIG" else path, "meta": {"_type": "gradio.FileData"}}
     body = {"data": [{"text": "What is it?", "files": [file]}, "both", True, 0, 8, 16]}
-    event = httpx.post(url, json=body, timeout=10).json()["event_id"]
-    assert "event: error" in httpx.get(f"{url}/{event}", timeout=10).text
-    assert httpx.get(f"{served.local_url}gradio_api/file={llava_dir / 'config.json'}", timeout=10).status_code == 403
+    response = httpx.post(f"{served.local_url}gradio_api/call/ask", json=body, timeout=10)
+    assert response.status_code == 403 and "uploaded here" in response.json()["detail"]
+    assert httpx.get(f"{served.local_url}gradio_api/file={config}", timeout=10).status_code == 403
