@@ -48,7 +48,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     bits = parser.add_mutually_exclusive_group()
     bits.add_argument("--load-in-4bit", dest="bits", action="store_const", const=4, help="the LLM, by bitsandbytes")
     bits.add_argument("--load-in-8bit", dest="bits", action="store_const", const=8, help="the LLM, by bitsandbytes")
-    parser.add_argument("--seed", type=int, default=0, help="of answers above temperature 0 (%(default)s)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="of answers above temperature 0 (%(default)s)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
     parser.add_argument("--port", type=port, metavar="N", help="default: 7860 or the next free one")
     parser.add_argument(
@@ -66,6 +68,14 @@ def port(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if not 0 < number < 2**16:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
+    return number
+
+
+def seed(text: str) -> int:
+    """Read a seed of random numbers."""
+    number = int(text) if text.isdecimal() else -1
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a number from 0 to 2^63 - 1")
     return number
 
 

@@ -212,7 +212,7 @@ def _focus(conversation: Conversation, draw: bool) -> str:
 
 
 def _unchecked(component: gr.components.Component) -> gr.components.Component:
-    """Have a component hand on whatever was sent, for ``Choices`` to judge; gradio lets NaN through and fails at a text."""
+    """Have a component hand on whatever was sent, for ``Choices`` to judge; gradio takes NaN and fails at a text."""
     component.preprocess = lambda payload: payload
     return component
 
