@@ -297,7 +297,7 @@ def build(engine: Engine, examples: Sequence[Example], about: str, whole: bool) 
 
         blocks.unload(leave)
     blocks.queue(max_size=64)
-    blocks.sessions = sessions
+    blocks.sessions, blocks.line = sessions, chat.line
     return blocks
 
 

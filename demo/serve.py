@@ -4,7 +4,6 @@ import errno
 import logging
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +71,7 @@ class Server:
         self.url = address(host, port)
         self._names = Names([host, bound], port, proxy_names)
         self._listener, self._behind_proxy = listener, bool(proxy_names)
+        self._ended = threading.Event()
 
     def start(self, app: ASGIApp, uploads: Path) -> None:
         """Serve ``app``, whose uploaded files lie in ``uploads``.
@@ -88,19 +88,23 @@ class Server:
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run).start()  # no daemon, nor are its children: none is cut off within torch
         while not self._server.started:
-            if not self._thread.is_alive():
+            if self._ended.wait(0.01):
                 raise RuntimeError("the page cannot be served: it did not start")
-            time.sleep(0.01)
+
+    def _run(self) -> None:
+        try:
+            self._server.run([self._listener])
+        finally:
+            self._ended.set()
 
     def wait(self) -> None:
         """Serve until a signal comes."""
-        self._thread.join()
+        self._ended.wait()  # a thread's join, interrupted, would take the thread for ended (Python 3.11)
 
     def close(self) -> None:
         """End open streams, and wait until nothing is served."""
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off now is no error
         self._server.should_exit = True
-        self._thread.join(timeout=10)
+        self._ended.wait()

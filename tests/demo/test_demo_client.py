@@ -1,6 +1,7 @@
 """Programs talk to the served page: streaming, several turns and pictures, stop, many at once, hostile uploads."""
 
 import itertools
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from conversation import CLIP, SPARSEFORMER, Answer, Turn
 from engine import Sampling
 from hostile import hostile_uploads
 from uploads import accept
+from waiting import MAX_OF_CLIENT
 
 httpx = pytest.importorskip("httpx")
 gradio_client = pytest.importorskip("gradio_client", reason="gradio_client is not installed (pip install -e .[demo])")
@@ -31,9 +33,28 @@ def connect(served):
         client.close()
 
 
+@pytest.fixture
+def forget(served):
+    """For programs that open no page, and whose conversations are therefore closed by nobody."""
+    yield
+    for key in list(served.sessions._sessions):
+        served.sessions.close(key)
+
+
 def send(client, text, files=(), mode="both", whole=True, temperature=0, length=8):
     message = {"text": text, "files": [gradio_client.handle_file(path) for path in files]}
     return client.submit(message, mode, whole, temperature, length, api_name="/ask")
+
+
+def ask_plainly(served, text, mode="both", whole=True, temperature=0, length=8, latents=16) -> list[dict]:
+    """Ask without gradio's client, in JSON as Python writes it, with NaN: the records that come."""
+    url = f"{served.local_url}gradio_api/call/ask"
+    body = json.dumps({"data": [{"text": text, "files": []}, mode, whole, temperature, length, latents]})
+    headers = {"content-type": "application/json"}
+    event = httpx.post(url, content=body, headers=headers, timeout=10).json()["event_id"]
+    lines = httpx.get(f"{url}/{event}", timeout=90).text.splitlines()
+    assert "event: complete" in lines and "event: error" not in lines
+    return [json.loads(line.removeprefix("data: "))[RECORD] for line in lines if line.startswith("data: [{")][:1]
 
 
 def wait_for(condition, seconds=60.0):
@@ -147,6 +168,67 @@ def test_many_at_once_get_their_own_answers(connect, engine, picture_files):
 
     with ThreadPoolExecutor(len(clients)) as pool:
         assert list(pool.map(talk, clients, picture_files)) == wanted
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": "hot"},
+        {"length": -1},
+        {"length": 1e30},
+        {"length": None},
+        {"mode": "nobody"},
+        {"mode": ["clip"]},
+        {"whole": "yes"},
+        {"latents": 10**30},
+        {"latents": [16]},
+    ],
+    ids=str,
+)
+def test_an_odd_setting_sent_by_a_program_gets_a_sentence(settings, served, forget):
+    (record,) = ask_plainly(served, "Which shape is red?", **settings)
+    assert not record["answers"] and ", not " in record["notes"][0]
+
+
+def test_a_question_too_long_is_refused_before_it_is_kept_or_read_by_the_tokenizer(served, forget, engine, monkeypatch):
+    monkeypatch.setattr(engine, "tokenizer", None)
+    before = len(served.sessions)
+    (record,) = ask_plainly(served, "red " * 6000)
+    assert "23,999 letters; 20,000 are the most" in record["notes"][0] and len(record["question"]) < 300
+    assert len(served.sessions) == before
+
+
+def test_a_conversation_holds_so_many_questions(connect, monkeypatch):
+    import interface
+
+    monkeypatch.setattr(interface, "MAX_TURNS", 2)
+    client = connect()
+    notes = [send(client, "Which is a fruit?").result(timeout=90)[RECORD]["notes"] for _ in range(4)]
+    assert not notes[0] and not notes[1] and "holds 2 questions" in notes[2][-1] and "holds 2 questions" in notes[3][-1]
+
+
+def test_a_client_with_many_questions_waiting_gets_a_sentence_and_the_others_their_answers(served, forget):
+    url = f"{served.local_url}gradio_api/call/ask"
+    data = [{"text": "Which shape is red?", "files": []}, "both", True, 0, 64, 16]
+    with httpx.Client(timeout=90) as http:
+        events = [http.post(url, json={"data": data}).json()["event_id"] for _ in range(14)]
+        with ThreadPoolExecutor(len(events)) as pool:
+            texts = list(pool.map(lambda event: http.get(f"{url}/{event}").text, events))
+    refused = [text for text in texts if "of your questions wait" in text]
+    answered = [text for text in texts if '"state": "length"' in text]
+    assert 0 < len(refused) <= 14 - MAX_OF_CLIENT and len(refused) + len(answered) == 14
+
+
+def test_who_goes_away_while_waiting_or_answered_leaves_no_place_in_the_line(served, connect, picture_files):
+    clients = [connect() for _ in range(4)]
+    jobs = [send(client, QUESTIONS[0], picture_files[:1], length=256) for client in clients]
+    wait_for(lambda: len(served.line.places) == 4 and all(job.outputs() for job in jobs))
+    for client in clients:
+        client.close()
+    wait_for(lambda: not served.line.places)
+    assert send(connect(), QUESTIONS[1], mode=CLIP).result(timeout=90)[RECORD]["answers"]
 
 
 def test_nothing_is_kept_of_a_page_that_was_closed(served, connect, picture_files):
