@@ -49,10 +49,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     bits.add_argument("--load-in-4bit", dest="bits", action="store_const", const=4, help="the LLM, by bitsandbytes")
     bits.add_argument("--load-in-8bit", dest="bits", action="store_const", const=8, help="the LLM, by bitsandbytes")
     parser.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="of answers above temperature 0 (%(default)s)"
+        "--seed", type=cli.SEED, default=0, metavar="N", help="of answers above temperature 0 (%(default)s)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
-    parser.add_argument("--port", type=port, metavar="N", help="default: 7860 or the next free one")
+    parser.add_argument(
+        "--port", type=cli.Number(int, 1, 65535), metavar="N", help="default: 7860 or the next free one"
+    )
     parser.add_argument(
         "--proxy-name",
         nargs="+",
@@ -63,30 +65,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def port(text: str) -> int:
-    """Read the number of a port."""
-    number = int(text) if text.isdecimal() else 0
-    if not 0 < number < 2**16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
-    return number
-
-
-def seed(text: str) -> int:
-    """Read a seed of random numbers."""
-    number = int(text) if text.isdecimal() else -1
-    if not 0 <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a number from 0 to 2^63 - 1")
-    return number
-
-
 def main(argv: list[str]) -> None:
     """Load once, then serve until interrupted."""
     arguments = parse(argv)
     if importlib.util.find_spec("gradio") is None:
         raise RuntimeError("the demo needs gradio, which is not installed: pip install -e .[demo]")
-    for name in ("SIGTERM", "SIGHUP"):  # end as Ctrl-C does, so that the folder of uploads is removed then too
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    if hasattr(signal, "SIGHUP"):  # as other signals do, so that the folder of uploads is removed then too
+        signal.signal(signal.SIGHUP, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="sf_llava_", ignore_cleanup_errors=True) as folder:
         share_heaps()
         prepare(folder)

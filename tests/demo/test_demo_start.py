@@ -61,7 +61,7 @@ def test_the_demo_answers_through_both_towers_and_ends_quietly(end, start, tmp_p
     process.send_signal(end)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + end and not out
-    assert err.strip() == ("interrupted" if end == signal.SIGINT else "")
+    assert err.strip() == ("interrupted" if end == signal.SIGINT else "terminated")
     assert not list(tmp_path.glob("sf_llava_*"))
     client.close()
 
@@ -76,13 +76,13 @@ def test_odd_flags_are_one_sentence(tmp_path):
     (tmp_path / "nothing").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         odd = {
-            ("--port", "0"): "1 to 65535",
-            ("--port", "99999"): "1 to 65535",
+            ("--port", "0"): "1 to 65,535",
+            ("--port", "99999"): "1 to 65,535",
             ("--port", str(taken.getsockname()[1])): "already in use",
             ("--host", "no.such.host.invalid"): "no name or address of this machine",
             ("--host", ""): "no name or address of this machine",
             ("--host", "203.0.113.1"): "cannot listen",
-            ("--seed", "9" * 30): "no seed",
+            ("--seed", "9" * 30): "a whole number from 0",
             ("--proxy-name", "https://demo.example/"): "no name of a server",
             ("--model", str(tmp_path / "nothing")): "no LLaVA at",
             ("--model", str(tmp_path / "none")): "no LLaVA at",
