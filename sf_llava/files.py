@@ -1,6 +1,7 @@
 """Atomic files: everything the project writes appears whole or not at all, and one process at a time writes.
 
-A reader, or a run resumed after a kill, never sees a half-written file or directory under its final name.
+A reader, or a run resumed after a kill, never sees a half-written file or directory under its final name. What a killed
+writer leaves is called ``.NAME.sf-llava-PID.tmp`` (or ``.old``); the next writer of ``NAME`` removes it.
 """
 
 import codecs
@@ -9,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -38,29 +40,18 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        remove_leftovers(path)
+        temporary = _neighbour(path, "tmp")
         try:
             with open(temporary, "wb") as file:
+                _hold(file.fileno())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Make a failure to write, of the system's or of a library's, an OSError that names ``path`` and the space left."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (
-            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else " ".join(str(error).split())
-        )
-        free = shutil.disk_usage(_nearest_directory(path)).free
-        raise OSError(f"{path} could not be written: {reason} ({free / 2**20:.0f} MiB are free there)") from error
 
 
 def write_digests(directory: str | Path) -> None:
@@ -128,7 +119,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON from ``path``.
+    """Read JSON from ``path``, in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Raises:
         ValueError: the file is not JSON (truncated, say); the message names it.
@@ -149,19 +140,41 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def regular_size(path: str | Path) -> int:
+    """Give the size of a regular file (or of what a link leads to) in bytes.
+
+    Raises:
+        OSError: nothing there, or a directory, pipe, socket or device, which could be read without end.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "directory" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
+        raise OSError(f"{path} is a {kind}, not a file")
+    return status.st_size
+
+
 def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write files into a temporary neighbour of ``path``, then publish it as ``path``."""
+    """Let ``fill`` write files into a temporary neighbour of ``path``, then publish it as ``path``.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        temporary = _neighbour(path, "tmp")
         temporary.mkdir()
-        fill(temporary)
-        publish(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        held = os.open(temporary, os.O_RDONLY)
+        try:
+            _hold(held)
+            fill(temporary)
+            publish(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        finally:
+            os.close(held)
 
 
 def publish(temporary: str | Path, path: str | Path) -> None:
@@ -173,9 +186,13 @@ def publish(temporary: str | Path, path: str | Path) -> None:
             os.fsync(descriptor)
             os.close(descriptor)
     if path.exists():
-        replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+        replaced = _neighbour(path, "old")
         os.replace(path, replaced)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.replace(replaced, path)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     else:
         os.replace(temporary, path)
@@ -253,6 +270,71 @@ def _lock(path: Path) -> TextIO:
                 os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             return file
         file.close()
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Make a failure to write, of the system's or of a library's, an OSError that names ``path`` and the space left."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        free = shutil.disk_usage(_nearest_directory(path)).free
+        raise OSError(f"{path} could not be written: {reason} ({free / 2**20:.0f} MiB are free there)") from error
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse a ``path`` under which nothing can be written, before work is done whose result should lie there.
+
+    Raises:
+        OSError: a part of it is a file, or the folder that would hold it may not be written to.
+    """
+    folder = _nearest_directory(path)
+    rest = Path(os.path.abspath(path)).relative_to(folder).parts
+    if len(rest) > 1 and os.path.lexists(folder / rest[0]):
+        raise NotADirectoryError(f"{path} cannot be written: {folder / rest[0]} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "this folder may not be written to", str(folder))
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed writers of ``path`` left beside it; put back a directory that was being replaced."""
+    path = Path(path)
+    pattern = re.compile(re.escape(f".{path.name}.sf-llava-") + r"\d+\.(tmp|old)")
+    for leftover in [entry for entry in os.scandir(path.parent) if pattern.fullmatch(entry.name)]:
+        if leftover.name.endswith(".old") and not os.path.lexists(path):
+            os.replace(leftover.path, path)
+        elif not _is_held(leftover.path):
+            if leftover.is_dir(follow_symlinks=False):
+                shutil.rmtree(leftover.path, ignore_errors=True)
+            else:
+                Path(leftover.path).unlink(missing_ok=True)
+
+
+def _hold(descriptor: int) -> None:
+    """Mark what is being written as in use, where the file system can."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _is_held(path: str) -> bool:
+    """Say whether a living process writes there: the kernel gives a dead one's lock back."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _neighbour(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.sf-llava-{os.getpid()}.{kind}")
 
 
 def _nearest_directory(path: str | Path) -> Path:
