@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,59 @@ def test_a_bad_file_is_one_sentence(golden_dir, tmp_path, case):
     assert len(done.stderr.strip().splitlines()) == 1
     assert {"truncated": "truncated", "absent": "no checkpoint file"}[case] in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def state(golden_dir):
+    return torch.load(golden_dir / "official_clip_tiny.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_a_prefix_before_every_key_changes_nothing(golden_dir, state, tmp_path, prefix):
+    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "ddp.pth")
+    found = load_official(tmp_path / "ddp.pth").state_dict()
+    expected = load_official(golden_dir / "official_clip_tiny.pth").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_prefix_before_most_keys_is_named(state, tmp_path):
+    averaged = {"module." + key: value for key, value in state.items()} | {"n_averaged": torch.tensor(3)}
+    torch.save(averaged, tmp_path / "ema.pth")
+    with pytest.raises(ValueError, match=r"there is module.norm.weight: save the file without the prefix 'module.'"):
+        load_official(tmp_path / "ema.pth")
+
+
+LIES = {
+    "a number for a vector": {"norm.weight": torch.tensor(1.0)},
+    "no offsets": {"layers.0.roi_offset_bias": torch.zeros(0)},
+    "a vector for a matrix": {"layers.0.stage_embedding.weight": torch.zeros(4)},
+    "more latents than numbers": {"initial_roi.weight": torch.zeros(1).expand(10**11, 4)},
+    "a wide norm": {"norm.weight": torch.zeros(10**7)},
+    "no heads": {"norm.weight": torch.zeros(63)},
+    "one point": {"layers.0.roi_offset_bias": torch.zeros(2)},
+    "few parameters": {"layers.0.adaptive_mixing.parameter_generator.2.weight": torch.zeros(3, 16)},
+    "layer 100,000": {"layers.100000.x": torch.zeros(1)},
+    "30,000 layers": {f"layers.{layer}.x": torch.zeros(1) for layer in range(3, 30_000)},
+    "a number beyond all": {f"layers.{'9' * 30}.x": torch.zeros(1)},
+    "integers": {"norm.weight": torch.ones(128, dtype=torch.int64)},
+    "NaN": {"norm.weight": torch.full((128,), float("nan"))},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_file_that_lies_is_one_sentence_within_seconds(state, tmp_path, lie):
+    torch.save(state | LIES[lie], tmp_path / "lie.pth")
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"lie.pth"):
+        load_official(tmp_path / "lie.pth")
+    assert time.monotonic() - began < 10
+
+
+def test_half_precision_becomes_float32(state, tmp_path):
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "half.pth")
+    assert {value.dtype for value in load_official(tmp_path / "half.pth").state_dict().values()} == {torch.float32}
+
+
+def test_an_image_size_of_zero_is_refused(state):
+    with pytest.raises(ValueError, match="image_size must be a positive whole number, not 0"):
+        convert_official(state, 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sf_llava.checkpoints.tensor_files import read_state_dict, require_numbers, some
 from sf_llava.configuration import (
     AUGREG_CROP,
     AUGREG_MEAN,
@@ -45,43 +46,43 @@ _ROI = {
     "roi_adjust_module.3.": "roi_deltas.",
 }
 _NUM_NON_CORTEX_LAYERS = 3
+_TENSORS_PER_LAYER = 12  # of a cortex block
 
 
 def load_official(path: str | Path, image_size: int | None = None) -> SparseFormerModel:
     """Load a released SparseFormer ``.pth`` file.
 
     Args:
-        path: file saved by ``torch.save``: a state dict, possibly wrapped as ``{"model": ...}``.
+        path: file saved by ``torch.save``: a state dict, possibly the one in ``{"model": ...}``, possibly with a prefix
+            such as DDP's ``module.`` before every key.
         image_size: input side in pixels to record, 224 by default; the tensors do not tell it.
 
     Returns:
         The model in float32, in eval mode.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file cannot be read, or its keys or shapes are not those of a bootstrapped SparseFormer.
+        OSError: no such file.
+        ValueError: the file cannot be read, or its keys, shapes or numbers are not a bootstrapped SparseFormer's.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}")
+    state = read_state_dict(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a torch checkpoint of tensors; it may be truncated") from error
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors, nor one under the key 'model'")
-    return convert_official(state, image_size)
+        return convert_official(state, image_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def convert_official(state: dict[str, Tensor], image_size: int | None = None) -> SparseFormerModel:
     """Convert an official state dict; see :func:`load_official`."""
-    config = _read_config(state, image_size or 224)
-    model = SparseFormerModel(config)
+    config = _read_config(state, 224 if image_size is None else image_size)
+    with torch.device("meta"):  # names and shapes alone: no memory is taken on a file's word
+        expected = SparseFormerModel(config).state_dict()
     converted = {_rename(key, "proj.bias" in state): value for key, value in state.items()}
-    expected = model.state_dict()
     for name in ("focusing.latent_embedding", "cls_token"):
-        converted[name] = converted[name].flatten()
+        if name in converted:
+            converted[name] = converted[name].flatten()
     problems = [f"missing {key}" for key in expected.keys() - converted.keys()]
     problems += [f"unexpected {key}" for key in converted.keys() - expected.keys()]
     problems += [
@@ -91,27 +92,42 @@ def convert_official(state: dict[str, Tensor], image_size: int | None = None) ->
     ]
     if problems:
         raise ValueError(f"not a bootstrapped SparseFormer checkpoint: {'; '.join(sorted(problems)[:8])}")
+    require_numbers(converted, "the checkpoint")
+    model = SparseFormerModel(config)
     model.load_state_dict(converted)
     return model.eval()
 
 
 def _read_config(state: dict[str, Tensor], image_size: int) -> SparseFormerConfig:
     """Read every size from the tensors. A projection with bias is AugReg's classifier, one without is CLIP's."""
-    try:
-        width, projected = state["norm.weight"].shape[0], state["proj.weight"].shape[0]
-        num_latents = state["initial_roi.weight"].shape[0]
-        iterations, focusing_size = state["layers.0.stage_embedding.weight"].shape
-        mixing_size = state["layers.0.adaptive_mixing.parameter_generator.1.weight"].shape[0]
-        num_parameters = state["layers.0.adaptive_mixing.parameter_generator.2.weight"].shape[0]
-        channels = state["feat_extractor.conv1.weight"].shape[0]
-        num_points = state["layers.0.roi_offset_bias"].shape[0] // 2
-        intermediate_size = state[f"layers.{_NUM_NON_CORTEX_LAYERS}.mlp.fc1.weight"].shape[0]
-    except KeyError as error:
+
+    def shape(key: str, num_dimensions: int) -> tuple[int, ...]:
+        """Give a tensor's shape; a checkpoint without it, or with another number of dimensions, is none of ours."""
+        if key not in state:
+            raise ValueError(f"not a bootstrapped SparseFormer checkpoint: no tensor {key} ({_guess(state, key)})")
+        found = tuple(state[key].shape)
+        if len(found) != num_dimensions or 0 in found:
+            raise ValueError(
+                f"not a bootstrapped SparseFormer checkpoint: {key} has shape {found}, where {num_dimensions} "
+                "dimension(s) of at least 1 are expected"
+            )
+        return found
+
+    (width,), (projected, _) = shape("norm.weight", 1), shape("proj.weight", 2)
+    num_latents, _ = shape("initial_roi.weight", 2)
+    iterations, focusing_size = shape("layers.0.stage_embedding.weight", 2)
+    mixing_size, _ = shape("layers.0.adaptive_mixing.parameter_generator.1.weight", 2)
+    num_parameters, _ = shape("layers.0.adaptive_mixing.parameter_generator.2.weight", 2)
+    channels = shape("feat_extractor.conv1.weight", 4)[0]
+    num_points = shape("layers.0.roi_offset_bias", 1)[0] // 2
+    intermediate_size, _ = shape(f"layers.{_NUM_NON_CORTEX_LAYERS}.mlp.fc1.weight", 2)
+    layers = {int(match[1]) for key in state if (match := re.match(r"layers\.(\d{1,9})\.", key))}
+    num_layers = max(layers) + 1
+    if len(layers) != num_layers or len(state) < _TENSORS_PER_LAYER * (num_layers - _NUM_NON_CORTEX_LAYERS):
         raise ValueError(
-            f"not a bootstrapped SparseFormer checkpoint: no tensor {error.args[0]} "
-            "(SparseFormer v1 files, with their own layer order, are not supported)"
-        ) from error
-    layers = {int(match[1]) for key in state if (match := re.match(r"layers\.(\d+)\.", key))}
+            f"not a bootstrapped SparseFormer checkpoint: keys name a layer {max(layers)}, but there are only "
+            f"{len(layers)} layers and {len(state)} tensors"
+        )
     is_augreg = "proj.bias" in state
     return SparseFormerConfig(
         image_size=image_size,
@@ -119,7 +135,7 @@ def _read_config(state: dict[str, Tensor], image_size: int) -> SparseFormerConfi
         hidden_size=width,
         focusing_size=focusing_size,
         num_focusing_iterations=iterations,
-        num_hidden_layers=max(layers) + 1 - _NUM_NON_CORTEX_LAYERS,
+        num_hidden_layers=num_layers - _NUM_NON_CORTEX_LAYERS,
         num_attention_heads=width // 64,
         focusing_num_attention_heads=focusing_size // 64,
         intermediate_size=intermediate_size,
@@ -127,13 +143,22 @@ def _read_config(state: dict[str, Tensor], image_size: int) -> SparseFormerConfi
         conv_channels=channels,
         num_sampling_points=num_points,
         mixing_size=mixing_size,
-        mixing_points=(num_parameters - channels**2) // num_points,
+        mixing_points=(num_parameters - channels**2) // max(num_points, 1),
         projection_dim=0 if is_augreg else projected,
         num_classes=projected if is_augreg else 0,
         image_mean=AUGREG_MEAN if is_augreg else OPENAI_CLIP_MEAN,
         image_std=AUGREG_STD if is_augreg else OPENAI_CLIP_STD,
         crop_fraction=AUGREG_CROP if is_augreg and image_size == 224 else 1.0,
     )
+
+
+def _guess(state: dict[str, Tensor], missing: str) -> str:
+    """Say why a file without a tensor may lack it."""
+    if wrapped := [key for key in state if key.endswith(f".{missing}")]:
+        return f"there is {wrapped[0]}: save the file without the prefix {wrapped[0].removesuffix(missing)!r}"
+    if "focusing.initial_rois" in state:
+        return "it is in this project's own format already: from_pretrained loads its directory"
+    return f"found {some(sorted(state))}; SparseFormer v1 files, with their own layer order, are not supported"
 
 
 def _rename(key: str, is_augreg: bool) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sf_llava.files import read_json
+from sf_llava.files import read_json_object
 from sf_llava.mini import MINI_CLIP_DIR
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _parse(name: str) -> tuple[str, str]:
 def _family_of(directory: Path) -> str:
     """Say which library a model directory belongs to; transformers where it could be either."""
     has_config = (directory / "config.json").is_file()
-    if has_config and str(read_json(directory / "config.json").get("model_type")).startswith("clip"):
+    if has_config and str(read_json_object(directory / "config.json").get("model_type")).startswith("clip"):
         return "transformers"
     if (directory / "open_clip_config.json").is_file():
         return "open_clip"

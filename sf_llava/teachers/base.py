@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sf_llava.checkpoints.tensor_files import require_numbers
 from sf_llava.data.transforms import Preprocessing
 
 BLOCK_KEYS = tuple(
@@ -207,8 +208,8 @@ def canonical_block(parameters: Mapping[str, Tensor], names: Mapping[str, str], 
     return {canonical: parameters[own].detach() for canonical, own in names.items()}
 
 
-def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict whose names and shapes must be exactly the model's.
+def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a state dict whose names and shapes are not exactly the model's, which may be on the meta device.
 
     Raises:
         ValueError: lists what is missing, unexpected or of another shape, and names ``source``.
@@ -226,6 +227,17 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     if any(problems.values()):
         parts = [f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in problems.items() if keys]
         raise ValueError(f"{source} does not fit the architecture ({'; '.join(parts)})")
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict whose names and shapes must be exactly the model's, and whose numbers finite.
+
+    Raises:
+        ValueError: says what does not fit, or is no number, and names ``source``.
+    """
+    require_fit(model, state_dict, source)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    require_numbers({name: value for name, value in state_dict.items() if name in parameters}, source)
     model.load_state_dict(state_dict)
 
 
@@ -235,20 +247,16 @@ def _few(keys: list[str], shown: int = 5) -> str:
 
 def is_torchscript(file: Path) -> bool:
     """Recognise a TorchScript archive, the format in which OpenAI ships its weights."""
-    if not zipfile.is_zipfile(file):
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(member.endswith("/constants.pkl") for member in archive.namelist())
+    except zipfile.BadZipFile:
         return False
-    with zipfile.ZipFile(file) as archive:
-        return any(member.endswith("/constants.pkl") for member in archive.namelist())
 
 
 def unsupported(teacher: str, reason: str) -> ValueError:
     """Say why a model cannot be a teacher."""
     return ValueError(f"{teacher} cannot be a teacher: {reason}; a plain ViT with a CLS token is needed")
-
-
-def unreadable(file: Path, error: Exception) -> ValueError:
-    """Say that a weights file is broken."""
-    return ValueError(f"{file} could not be read ({brief(error)}); it may be truncated or of another format")
 
 
 def brief(error: Exception) -> str:

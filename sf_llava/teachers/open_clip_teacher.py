@@ -12,23 +12,23 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import load_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.openai import load_openai_model
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
+from sf_llava.checkpoints.model_directory import check_json_files
+from sf_llava.checkpoints.tensor_files import read_state_dict
 from sf_llava.data.transforms import Preprocessing
-from sf_llava.files import read_json
+from sf_llava.files import read_json_object
 from sf_llava.teachers.base import (
     Teacher,
     brief,
     canonical_block,
     is_torchscript,
     load_strictly,
-    unreadable,
+    require_fit,
     unsupported,
 )
 from sf_llava.teachers.hub import hub_or_cache
@@ -48,6 +48,7 @@ BLOCK_NAMES = {
     "mlp.fc2.bias": "mlp.c_proj.bias",
 }
 CONFIG_FILE = "open_clip_config.json"
+OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 TEXTS_AT_ONCE = 256
 
 
@@ -107,9 +108,9 @@ class OpenClipTeacher(Teacher):
         if self.tokenizer is None:
             try:
                 self.tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
-            except (OSError, RuntimeError) as error:
+            except Exception as error:  # each tokenizer has errors of its own for a broken file
                 raise ValueError(
-                    f"the tokenizer of {self.name} could not be fetched ({brief(error)}); "
+                    f"the tokenizer of {self.name} could not be read or fetched ({brief(error)}); "
                     f"give a local directory that holds {CONFIG_FILE}, the weights and the tokenizer's files"
                 ) from error
         batches = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
@@ -137,8 +138,7 @@ def load(name: str, spec: str, dtype: torch.dtype) -> OpenClipTeacher:
     source = _from_directory(name, Path(spec)) if Path(spec).is_dir() else _from_model(name, *_split(spec))
     _require_vit(name, source.config)
     file = source.file or _download(name, source.tag)
-    clip = _build(name, source.config)
-    load_strictly(clip, _read_weights(file, clip), str(file))
+    clip = _build(name, source.config, _read_weights(file, source.config), file)
     return OpenClipTeacher(name, clip.to(dtype), source.tokenizer_name, source.preprocess)
 
 
@@ -175,6 +175,10 @@ def _from_directory(name: str, directory: Path) -> _Source:
     if not (directory / CONFIG_FILE).is_file():
         raise ValueError(f"{directory} holds no {CONFIG_FILE}, so it is not a model directory of open_clip")
     config, preprocess = _read_config(directory)
+    check_json_files(directory)
+    tokenizer = directory / "tokenizer_config.json"
+    if tokenizer.is_file() and "auto_map" in read_json_object(tokenizer):
+        raise ValueError(f"{tokenizer} names Python code of its own (auto_map), which is not run: take it out")
     names = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pt"]
     files = [directory / file for file in names if (directory / file).is_file()]
     if not files:
@@ -185,10 +189,13 @@ def _from_directory(name: str, directory: Path) -> _Source:
 
 
 def _read_config(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    content = read_json(directory / CONFIG_FILE)
-    if not {"embed_dim", "vision_cfg", "text_cfg"} <= content.get("model_cfg", {}).keys():
+    content = read_json_object(directory / CONFIG_FILE)
+    model, preprocess = content.get("model_cfg"), content.get("preprocess_cfg", {})
+    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
         raise ValueError(f"{directory / CONFIG_FILE} lacks model_cfg with embed_dim, vision_cfg and text_cfg")
-    return content["model_cfg"], merge_preprocess_dict(PreprocessCfg(), content.get("preprocess_cfg", {}))
+    if not all(isinstance(part, dict) for part in (model["vision_cfg"], model["text_cfg"], preprocess)):
+        raise ValueError(f"{directory / CONFIG_FILE}: vision_cfg, text_cfg and preprocess_cfg must be JSON objects")
+    return model, merge_preprocess_dict(PreprocessCfg(), preprocess)
 
 
 def _require_same_activation(name: str, config: dict[str, Any], weights_quick: bool, reason: str) -> None:
@@ -218,20 +225,42 @@ def _require_vit(name: str, config: dict[str, Any]) -> None:
         raise unsupported(name, "its image tower is a ResNet")
 
 
-def _build(name: str, config: dict[str, Any]) -> nn.Module:
-    """Build the architecture with random weights."""
+def _is_custom(config: dict[str, Any]) -> bool:
+    return bool(config.get("custom_text") or "hf_model_name" in config["text_cfg"])
+
+
+def _build(name: str, config: dict[str, Any], state: dict[str, Tensor], file: Path) -> nn.Module:
+    """Build the architecture and load the weights, whose names and shapes are compared before memory is taken."""
+    _require_layers(name, config, len(state))
     parts = {key: value for key, value in config.items() if key != "custom_text"}
-    custom = config.get("custom_text") or "hf_model_name" in config["text_cfg"]
-    if custom:
+    if _is_custom(config):
         # All weights come from the checkpoint; without this a pretrained text tower would be downloaded first.
         parts["text_cfg"] = {**parts["text_cfg"], "hf_model_pretrained": False}
+    build = open_clip.CustomTextCLIP if _is_custom(config) else open_clip.CLIP
     try:
-        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**parts)
+        with torch.device("meta"):
+            outline = build(**parts)
     except OSError as error:
         raise ValueError(
             f"the text tower of {name} needs files of {config['text_cfg'].get('hf_model_name')} that could not be "
             f"fetched ({brief(error)}); run once with a network so that they are cached"
         ) from error
+    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
+        raise ValueError(f"open_clip cannot build the configuration of {name} ({brief(error)})") from error
+    if "logit_scale" in state and state["logit_scale"].numel() == 1:  # saved as a number or as a list of one
+        state["logit_scale"] = state["logit_scale"].reshape(outline.logit_scale.shape)
+    require_fit(outline, state, str(file))
+    clip = build(**parts)
+    load_strictly(clip, state, str(file))
+    return clip
+
+
+def _require_layers(name: str, config: dict[str, Any], num_tensors: int) -> None:
+    """Refuse to build more layers than the weights can be of."""
+    for tower in ("vision_cfg", "text_cfg"):
+        layers = config[tower].get("layers", 1)
+        if not isinstance(layers, int) or not 0 < layers <= num_tensors:
+            raise ValueError(f"{name}: its {tower} has layers={layers!r}, its weights are {num_tensors} tensors")
 
 
 def _require_plain(name: str, visual: nn.Module) -> None:
@@ -261,21 +290,13 @@ def _download(name: str, tag: dict[str, Any]) -> Path:
         ) from error
 
 
-def _read_weights(file: Path, clip: nn.Module) -> dict[str, Tensor]:
-    """Read a checkpoint through open_clip, in the key layout of ``clip``."""
-    try:
-        if is_torchscript(file):
-            state = load_openai_model(str(file), precision="fp32", device="cpu").state_dict()
-        else:
-            state = load_state_dict(str(file))
-    except Exception as error:  # each format has errors of its own for a broken file
-        raise unreadable(file, error) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds no state dict of tensors")
-    if isinstance(clip, open_clip.CustomTextCLIP):
+def _read_weights(file: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Read a checkpoint in open_clip's key layout; OpenAI's archives, too, as data."""
+    state = read_state_dict(file, prefer=("state_dict",))
+    for constant in OPENAI_CONSTANTS:
+        state.pop(constant, None)
+    if _is_custom(config):
         state = convert_to_custom_text_state_dict(state)
-    if "logit_scale" in state:  # saved as a number or as a list of one
-        state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
     state.pop("text.transformer.embeddings.position_ids", None)  # a constant that old files of some text towers hold
     return state
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import timm
 import torch
 from timm.layers import GELU, GELUTanh, QuickGELU
-from timm.models import VisionTransformer, load_state_dict, split_model_name_tag
+from timm.models import VisionTransformer, split_model_name_tag
 from timm.models.vision_transformer import Block, Mlp
 from torch import Tensor, nn
 
+from sf_llava.checkpoints.tensor_files import read_state_dict
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.teachers.base import (
     BLOCK_KEYS,
@@ -23,12 +24,12 @@ from sf_llava.teachers.base import (
     canonical_block,
     is_torchscript,
     load_strictly,
-    unreadable,
     unsupported,
 )
 from sf_llava.teachers.hub import hub_or_cache
 
 BLOCK_NAMES = {key: key for key in BLOCK_KEYS}  # the canonical names are timm's
+EMA_FIRST = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's own order for a training checkpoint
 
 
 class TimmTeacher(Teacher):
@@ -130,13 +131,8 @@ def _from_file(name: str, model: str, file: Path) -> VisionTransformer:
         raise ValueError(f"{file}, the weights of {name}, is not a file")
     if is_torchscript(file):
         raise ValueError(f"{file} is OpenAI's TorchScript archive; load it by open_clip:MODEL-quickgelu/{file}")
-    try:
-        state = load_state_dict(str(file))
-    except Exception as error:  # each format has errors of its own for a broken file
-        raise unreadable(file, error) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds no state dict of tensors")
-    num_classes = len(state["head.weight"]) if "head.weight" in state else 0
+    state = read_state_dict(file, prefer=EMA_FIRST)
+    num_classes = len(state["head.weight"]) if "head.weight" in state and state["head.weight"].ndim else 0
     vit = timm.create_model(model, pretrained=False, num_classes=num_classes)
     _require_plain(name, vit)  # a clearer answer than keys that do not fit
     load_strictly(vit, state, str(file))

@@ -16,9 +16,11 @@ from transformers import (
     PretrainedConfig,
 )
 
+from sf_llava.checkpoints.model_directory import check_json_files, check_model_directory, reason
+from sf_llava.checkpoints.tensor_files import require_numbers
 from sf_llava.configuration import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from sf_llava.data.transforms import Preprocessing
-from sf_llava.teachers.base import Teacher, brief, canonical_block, unsupported
+from sf_llava.teachers.base import Teacher, canonical_block, unsupported
 from sf_llava.teachers.hub import hub_or_cache
 
 BLOCK_NAMES = {
@@ -130,7 +132,11 @@ def load(name: str, path: str, dtype: torch.dtype) -> TransformersTeacher:
 
 
 def _load_model(name: str, path: str, local: bool, dtype: torch.dtype) -> nn.Module:
+    if local:
+        check_json_files(path)
     model_class = MODELS[_model_type(name, path)]
+    if local:
+        check_model_directory(path)
     try:
         clip, info = model_class.from_pretrained(
             path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
@@ -142,6 +148,7 @@ def _load_model(name: str, path: str, local: bool, dtype: torch.dtype) -> nn.Mod
             keys = sorted(key if isinstance(key, str) else key[0] for key in info[kind])
             shown = ", ".join(keys[:5])
             raise ValueError(f"{path} does not fit {model_class.__name__}: {len(keys)} {kind}: {shown}")
+    require_numbers(dict(clip.named_parameters()), path)
     return clip
 
 
@@ -158,9 +165,9 @@ def _model_type(name: str, path: str) -> str:
 
 def _broken(path: str, local: bool, error: Exception) -> str:
     if local:
-        return f"the model in {path} could not be read ({brief(error)}); a file may be missing or truncated"
+        return f"the model in {path} could not be read ({reason(error)}); a file may be missing or truncated"
     return (
-        f"{path} could not be fetched from the hub ({brief(error)}); without a network give a directory that "
+        f"{path} could not be fetched from the hub ({reason(error)}); without a network give a directory that "
         "holds config.json, the weights and the tokenizer: transformers:DIR"
     )
 
@@ -172,9 +179,9 @@ def _load_tokenizer(name: str, path: str, end_id: int) -> Any:
         raise ValueError(f"{name} has no tokenizer; add one of {', '.join(TOKENIZER_FILES)} to {path}")
     try:
         with nullcontext() if local else hub_or_cache():
-            tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"the tokenizer of {name} could not be read ({brief(error)})") from error
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # each tokenizer file has errors of its own
+        raise ValueError(f"the tokenizer of {name} could not be read ({reason(error)})") from error
     # 2 is what CLIP's first configurations say; there transformers looks for the largest id instead.
     if end_id not in (2, tokenizer.eos_token_id):
         raise ValueError(f"the text tower of {name} ends texts by {end_id}, its tokenizer by {tokenizer.eos_token_id}")
@@ -186,7 +193,9 @@ def _preprocessing(name: str, path: str, size: int) -> Preprocessing:
     if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in PROCESSOR_FILES):
         return Preprocessing(size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
     try:
-        processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the image processor of {path} could not be read ({brief(error)})") from error
+        processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+    except Exception as error:  # values of other types have errors of their own
+        raise ValueError(f"the image processor of {path} could not be read ({reason(error)})") from error
+    if processor.resample not in RESAMPLING:
+        raise ValueError(f"the image processor of {path} resamples by {processor.resample}, not by {RESAMPLING}")
     return Preprocessing(size, processor.image_mean, processor.image_std, RESAMPLING[processor.resample])

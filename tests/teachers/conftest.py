@@ -54,7 +54,7 @@ def open_clip_models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def open_clip_dir(tmp_path_factory) -> Path:
+def open_clip_dir(open_clip_models, tmp_path_factory) -> Path:
     """A directory as ``open_clip.push_to_hf_hub`` would fill it, with normalisation of its own."""
     directory = tmp_path_factory.mktemp("open_clip_dir")
     clip = randomise(open_clip.CLIP(**open_clip_config(quick_gelu=True)), seed=1)

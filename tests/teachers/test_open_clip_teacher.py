@@ -2,11 +2,11 @@
 
 import json
 import shutil
+import time
 
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_models import randomise
 from torch import nn
 
@@ -85,8 +85,7 @@ def test_openai_archives_load_with_quick_gelu_only(openai_files, pixels):
     teacher = load_teacher(f"open_clip:tiny-openai-quickgelu/{openai_files / 'archive.pt'}")
     same = load_teacher(f"open_clip:tiny-openai-quickgelu/{openai_files / 'weights.pt'}")
     assert teacher.hidden_act == "quick_gelu"
-    # open_clip passes OpenAI's weights through half precision, which is what they are stored in.
-    assert F.cosine_similarity(teacher(pixels), same(pixels)).min() > 0.9999
+    assert torch.equal(teacher(pixels), same(pixels))
     with pytest.raises(ValueError, match=r"trained with QuickGELU .*OpenAI's.* write open_clip:tiny-openai-quickgelu/"):
         load_teacher(f"open_clip:tiny-openai/{openai_files / 'archive.pt'}")
 
@@ -195,3 +194,44 @@ def test_gelu_and_quick_gelu_models_differ(open_clip_models, pixels):
     plain, quick = load_teacher(f"open_clip:tiny/{file}"), load_teacher(f"open_clip:tiny-quickgelu/{file}")
     assert (plain.hidden_act, quick.hidden_act) == ("gelu", "quick_gelu")
     assert not torch.allclose(plain(pixels), quick(pixels), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("vision_cfg", {"layers": 10**9}),
+        ("vision_cfg", {"layers": "12"}),
+        ("text_cfg", {"layers": -1}),
+        ("vision_cfg", {"width": 10**8}),
+        ("vision_cfg", {"width": "wide"}),
+        ("vision_cfg", {"patch_size": 0}),
+        ("vision_cfg", {"unknown": 1}),
+        ("text_cfg", {"vocab_size": 10**12}),
+        ("text_cfg", {"context_length": None}),
+        ("text_cfg", {"hf_model_name": "./nowhere"}),
+    ],
+)
+def test_a_configuration_that_lies_is_one_sentence_at_once(open_clip_dir, tmp_path, part, change):
+    path = shutil.copytree(open_clip_dir, tmp_path / "copy")
+    config = json.loads((path / "open_clip_config.json").read_text())
+    config["model_cfg"][part] |= change
+    (path / "open_clip_config.json").write_text(json.dumps(config))
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"its (vision|text)_cfg has layers|cannot build|does not fit|could not be"):
+        load_teacher(str(path))
+    assert time.monotonic() - began < 10
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(open_clip_dir, tmp_path):
+    path = shutil.copytree(open_clip_dir, tmp_path / "copy")
+    text = (path / "open_clip_config.json").read_bytes()
+    (path / "open_clip_config.json").write_bytes(b"\xef\xbb\xbf" + text)
+    assert load_teacher(str(path)).hidden_act == "quick_gelu"
+
+
+def test_weights_that_are_nan_are_refused(open_clip_models, tmp_path):
+    state = torch.load(open_clip_models / "weights.pt", weights_only=True)
+    state["visual.proj"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"NaN or infinite: visual\.proj"):
+        load_teacher(f"open_clip:tiny/{tmp_path / 'weights.pt'}")
