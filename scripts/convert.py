@@ -10,15 +10,18 @@ import argparse
 
 from sf_llava import cli
 
+OUTPUT_HELP = "directory to write; only an older conversion of the same source is replaced"
+
 
 def convert_official(arguments: argparse.Namespace) -> None:
     """Convert a released SparseFormer file."""
+    from sf_llava.checkpoints.conversion import check_output, write_conversion
     from sf_llava.checkpoints.official import load_official
     from sf_llava.costs import count_parameters
-    from sf_llava.files import write_directory
 
+    check_output(arguments.output, [arguments.file])
     model = load_official(arguments.file, arguments.image_size)
-    write_directory(arguments.output, lambda directory: model.save_pretrained(directory))
+    write_conversion(arguments.output, [arguments.file], model.save_pretrained)
     config = model.config
     print(
         f"{arguments.output}: SparseFormer with {config.num_latents} latents, width {config.hidden_size}, "
@@ -54,12 +57,12 @@ def main(argv: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     official = commands.add_parser("official", help="a released bootstrapped SparseFormer (.pth)")
     official.add_argument("file", help="the .pth file")
-    official.add_argument("output", help="directory to write, replaced if it exists")
+    official.add_argument("output", help=OUTPUT_HELP)
     official.add_argument("--image-size", type=int, default=224, help="input side in pixels to record (default: 224)")
     official.set_defaults(run=convert_official)
     llava = commands.add_parser("llava", help="a LLaVA directory in the llava package's format")
     llava.add_argument("directory", help="the directory: config.json with mm_vision_tower, weights, tokenizer")
-    llava.add_argument("output", help="directory to write, replaced if it exists")
+    llava.add_argument("output", help=OUTPUT_HELP)
     llava.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
     llava.add_argument("--tower", help="directory of the vision tower (default: what config.json names)")
     llava.add_argument(

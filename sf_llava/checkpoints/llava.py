@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoProcessor,
     GenerationConfig,
@@ -23,9 +22,11 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from sf_llava.checkpoints.conversations import chat_template
+from sf_llava.checkpoints.conversion import check_output, write_conversion
 from sf_llava.checkpoints.llava_tokens import load_tokenizer
-from sf_llava.checkpoints.llava_towers import Tower, describe_tower
-from sf_llava.files import read_json, write_directory
+from sf_llava.checkpoints.llava_towers import PREFIX, Tower, describe_tower
+from sf_llava.checkpoints.model_directory import check_model_directory, check_no_adapters, read_by_transformers
+from sf_llava.files import read_json_object
 
 _KEY_MAPPING = {
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
@@ -55,9 +56,11 @@ def _read_raw_config(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"no LLaVA at {path}: expected a directory with config.json and weights, or a name on the hub"
             ) from error
-    elif not config.is_file():
-        raise ValueError(f"no LLaVA at {path}: the directory has no config.json")
-    return read_json(config)
+    else:
+        check_no_adapters(path)
+        if not config.is_file():
+            raise ValueError(f"no LLaVA at {path}: the directory has no config.json")
+    return read_json_object(config)
 
 
 def load_llava(
@@ -85,10 +88,16 @@ def load_llava(
         ValueError: weights are missing, or the directory describes a LLaVA that transformers' class cannot be.
     """
     raw = _read_raw_config(path)
+    if Path(path).is_dir():
+        check_model_directory(path)
     if "mm_vision_tower" not in raw:
+        if raw.get("model_type") != "llava":
+            raise ValueError(f"{path} is no LLaVA but has model_type {raw.get('model_type')!r} in its config.json")
         model, report = _read_model(path, dtype=dtype, **placement)
         _check_report(path, report)
-        return model.eval(), AutoProcessor.from_pretrained(path, backend="pil")
+        with read_by_transformers(f"the processor in {path}"):
+            processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        return model.eval(), processor
     found = describe_tower(str(tower or raw["mm_vision_tower"]), str(path), raw.get("image_aspect_ratio") == "pad")
     config = read_config(raw, found)
     tokenizer = load_tokenizer(path, raw)
@@ -110,10 +119,10 @@ def load_llava(
 
 def _read_model(path: str | Path, **options: Any) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
     """Read a model, and transformers' report on what was missing."""
-    try:
-        return LlavaForConditionalGeneration.from_pretrained(path, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise ValueError(f"weights in {path} are truncated or broken ({error}): fetch them again") from error
+    with read_by_transformers(f"the model in {path}"):
+        return LlavaForConditionalGeneration.from_pretrained(
+            path, output_loading_info=True, trust_remote_code=False, **options
+        )
 
 
 def convert_llava(
@@ -124,16 +133,24 @@ def convert_llava(
     tower: str | Path | None = None,
     conversation: str = "vicuna_v1",
 ) -> LlavaForConditionalGeneration:
-    """Write the original directory ``source`` as a transformers directory ``output``; return the model."""
-    if not is_original(source):
+    """Write the original directory ``source`` as a transformers directory ``output``; return the model.
+
+    Raises:
+        ValueError: as :func:`load_llava` does, or ``output`` holds anything but an older conversion of ``source``.
+        OSError: ``output`` cannot be written.
+    """
+    raw = _read_raw_config(source)
+    if "mm_vision_tower" not in raw:
         raise ValueError(f"{source} is no original LLaVA directory: its config.json must name an mm_vision_tower")
+    sources = [source, str(tower or raw["mm_vision_tower"]).removeprefix(PREFIX)]
+    check_output(output, sources)
     model, processor = load_llava(source, dtype=dtype, tower=tower, conversation=conversation)
 
     def fill(directory: Path) -> None:
         model.save_pretrained(directory, save_original_format=False)
         processor.save_pretrained(directory)
 
-    write_directory(output, fill)
+    write_conversion(output, sources, fill)
     return model
 
 
@@ -152,24 +169,30 @@ def read_config(raw: Mapping[str, Any], tower: Tower) -> LlavaConfig:
     text_config = _read_text_config(raw)
     if (width := raw.get("mm_hidden_size", tower.config.hidden_size)) != tower.config.hidden_size:
         raise ValueError(f"the projector takes {width} channels but the tower gives {tower.config.hidden_size}")
-    return LlavaConfig(
-        vision_config=tower.config,
-        text_config=text_config,
-        projector_hidden_act=_PROJECTORS[projector],
-        vision_feature_layer=raw.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=_SELECT[feature],
-        image_token_index=text_config.vocab_size,
-        image_seq_length=tower.num_tokens(_SELECT[feature]),
-    )
+    with read_by_transformers("the LLaVA that config.json describes"):
+        return LlavaConfig(
+            vision_config=tower.config,
+            text_config=text_config,
+            projector_hidden_act=_PROJECTORS[projector],
+            vision_feature_layer=raw.get("mm_vision_select_layer", -2),
+            vision_feature_select_strategy=_SELECT[feature],
+            image_token_index=text_config.vocab_size,
+            image_seq_length=tower.num_tokens(_SELECT[feature]),
+        )
 
 
 def _read_text_config(raw: Mapping[str, Any]) -> LlamaConfig:
     known = set(LlamaConfig().to_dict()) | {"rope_theta", "rope_scaling"}
     known -= {"model_type", "architectures", "transformers_version", "dtype", "rope_parameters"}
     fields = {name: value for name, value in raw.items() if name in known and value is not None}
-    if not 0 <= fields.get("pad_token_id", 0) < fields["vocab_size"]:
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if not isinstance(fields.get(name), int) or fields[name] < 1:
+            raise ValueError(f"config.json must hold a positive whole number as {name}, not {fields.get(name)!r}")
+    padding = fields.get("pad_token_id", 0)
+    if not isinstance(padding, int) or not 0 <= padding < fields["vocab_size"]:
         del fields["pad_token_id"]
-    return LlamaConfig(**fields)
+    with read_by_transformers("the LLM that config.json describes"):
+        return LlamaConfig(**fields)
 
 
 def _complete(

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
+from sf_llava.checkpoints.model_directory import read_by_transformers
+
 IMAGE_TOKEN = "<image>"
 
 
@@ -21,7 +23,8 @@ def load_tokenizer(path: str | Path, config: Mapping[str, Any]) -> PreTrainedTok
     names = ("tokenizer.model", "tokenizer.json")
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in names):
         raise ValueError(f"{path} has no tokenizer: expected tokenizer.model (or tokenizer.json)")
-    tokenizer = LlamaTokenizer.from_pretrained(path, legacy=True)
+    with read_by_transformers(f"the tokenizer in {path}"):
+        tokenizer = LlamaTokenizer.from_pretrained(path, legacy=True)
     added = ["<im_patch>"] * config.get("mm_use_im_patch_token", True)
     added += ["<im_start>", "<im_end>"] * config.get("mm_use_im_start_end", False)
     tokenizer.add_tokens([*added, IMAGE_TOKEN], special_tokens=True)

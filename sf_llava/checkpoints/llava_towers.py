@@ -9,8 +9,11 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from sf_llava.checkpoints.encoder import load_encoder
+from sf_llava.checkpoints.model_directory import check_json_files, check_model_directory, read_by_transformers, reason
+from sf_llava.checkpoints.tensor_files import some
 from sf_llava.configuration import SparseFormerConfig
-from sf_llava.model import SparseFormerModel
+from sf_llava.files import read_json_object
 
 PREFIX = "sparseformer:"
 _VIT_L14 = dict(
@@ -45,14 +48,19 @@ class Tower:
     def load_weights(self) -> dict[str, Tensor]:
         """Load the tower's own weights, for a LLaVA directory that comes without them."""
         if isinstance(self.config, SparseFormerConfig):
-            return SparseFormerModel.from_pretrained(self.name.removeprefix(PREFIX)).state_dict()
+            return load_encoder(self.name.removeprefix(PREFIX)).state_dict()
+        if Path(self.name).is_dir():
+            check_model_directory(self.name)
         try:
-            return CLIPVisionModel.from_pretrained(self.name).state_dict()
-        except OSError as error:
+            tower, report = CLIPVisionModel.from_pretrained(self.name, output_loading_info=True)
+        except Exception as error:  # each weights format has errors of its own for a broken file
             raise ValueError(
-                f"the directory has no weights of its vision tower and {self.name} cannot be loaded: name a local copy "
-                "of the tower (--tower DIR)"
+                f"the directory has no weights of its vision tower and {self.name} cannot be loaded ({reason(error)}): "
+                "name a local copy of the tower (--tower DIR)"
             ) from error
+        if missing := sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])}):
+            raise ValueError(f"{self.name} lacks weights of the vision tower: {some(missing)}")
+        return tower.state_dict()
 
 
 def describe_tower(name: str, directory: str, pad: bool) -> Tower:
@@ -67,26 +75,40 @@ def describe_tower(name: str, directory: str, pad: bool) -> Tower:
         where = Path(name.removeprefix(PREFIX))
         if not (where / "config.json").is_file():
             raise ValueError(f"{directory} names the tower {name}, but there is no config.json in {where}")
-        config = SparseFormerConfig.from_pretrained(where)
+        check_json_files(where)
+        with read_by_transformers(where / "config.json"):
+            config = SparseFormerConfig.from_pretrained(where)
         processor = _build_processor(pad, config.image_size, config.image_mean, config.image_std)
         return Tower(name, config, processor, config.image_size, config.num_latents)
     if name in _KNOWN and not Path(name).is_dir():
         config, fields = CLIPVisionConfig(**_KNOWN[name]), None
     else:
+        check_json_files(name)
+        _require_clip(Path(name) / "config.json")
         try:
             config = CLIPVisionConfig.from_pretrained(name)
-        except OSError as error:
+        except Exception as error:  # nothing there, or values of other types
             raise ValueError(
                 f"the vision tower {name} of {directory} is no local directory and cannot be loaded: name a local copy "
                 "(--tower DIR)"
             ) from error
         file = Path(name) / "preprocessor_config.json"
-        fields = CLIPImageProcessorPil.from_pretrained(name) if file.is_file() else None
+        with read_by_transformers(file):
+            fields = CLIPImageProcessorPil.from_pretrained(name) if file.is_file() else None
     processor = _build_processor(pad, config.image_size)
     if fields is not None:
         for field in ("size", "crop_size", "image_mean", "image_std", "resample"):
             setattr(processor, field, getattr(fields, field))
     return Tower(name, config, processor, config.patch_size, 1)
+
+
+def _require_clip(config: Path) -> None:
+    """Refuse a local tower of another kind."""
+    kind = read_json_object(config).get("model_type") if config.is_file() else "clip"
+    if kind == SparseFormerConfig.model_type:
+        raise ValueError(f"{config.parent} is a SparseFormer: name it {PREFIX}{config.parent}")
+    if not str(kind).startswith("clip"):
+        raise ValueError(f"{config.parent} is no CLIP vision tower: its config.json has model_type {kind!r}")
 
 
 def _build_processor(pad: bool, side: int, *normalisation: tuple[float, ...]) -> PilBackend:

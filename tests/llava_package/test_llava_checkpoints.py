@@ -2,11 +2,13 @@
 
 import json
 import runpy
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", minversion="5", reason="conversion is for transformers 5, not for the overlay")
 
@@ -14,6 +16,8 @@ from tiny_original import TEXT, VISION, WIDTH, write_original
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from sf_llava.checkpoints.llava import convert_llava, is_original, load_llava
+from sf_llava.configuration import preset
+from sf_llava.model import SparseFormerModel
 
 PICTURE = Image.effect_noise((48, 40), 90).convert("RGB")
 PROMPT = "USER: <image>\nWhat is shown? ASSISTANT:"
@@ -140,3 +144,56 @@ def test_the_script_converts_and_says_what(tmp_path, capsys):
     assert model.lm_head.weight.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="no original LLaVA directory"):
         main(["llava", str(tmp_path / "out"), str(tmp_path / "again")])
+
+
+def test_adapters_alone_are_called_adapters(tmp_path):
+    path = write_original(tmp_path, layout="bin")
+    (path / "pytorch_model.bin").unlink()
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/vicuna"}))
+    torch.save({}, path / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"LoRA adapters .* of the model somebody/vicuna: merge them into it first"):
+        convert_llava(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", ["llava-tiny", "tower", ".", "llava-tiny/out"])
+def test_neither_the_source_nor_its_tower_is_replaced(tmp_path, output):
+    path = write_original(tmp_path)
+    with pytest.raises(ValueError, match="what is read"):
+        convert_llava(path, tmp_path / output)
+    assert (path / "model.safetensors").is_file() and (tmp_path / "tower" / "model.safetensors").is_file()
+
+
+def test_a_tower_without_some_of_its_weights_is_refused(tmp_path):
+    path = write_original(tmp_path, with_tower=False)
+    state = load_file(tmp_path / "tower" / "model.safetensors")
+    name = next(iter(state))
+    save_file({key: value for key, value in state.items() if key != name}, tmp_path / "tower" / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks weights of the vision tower"):
+        load_llava(path)
+
+
+def test_a_sparseformer_given_as_a_clip_tower_says_how_to_name_it(tmp_path):
+    path = write_original(tmp_path)
+    SparseFormerModel(preset("sf-mini", num_hidden_layers=1)).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match=r"is a SparseFormer: name it sparseformer:"):
+        load_llava(path, tower=tmp_path / "encoder")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(dict(vocab_size=None), dict(num_hidden_layers=10**9), dict(hidden_size="96"), dict(num_attention_heads=0)),
+        *(dict(mm_hidden_size="wide"), dict(mm_vision_select_layer="last"), dict(mm_vision_tower=None)),
+        *(dict(mm_vision_tower=["a"]), dict(rms_norm_eps="small"), dict(pad_token_id="none"), dict(rope_scaling=3)),
+    ],
+    ids=str,
+)
+def test_values_that_lie_are_one_sentence_or_ignored(tmp_path, change):
+    path = write_original(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    try:
+        load_llava(path)
+    except ValueError as error:
+        assert "sf_llava" in traceback.extract_tb(error.__traceback__)[-1].filename
+        assert len(str(error).split()) > 4
