@@ -148,7 +148,8 @@ class SparseFormerConfig(PretrainedConfig):
         for name, (lowest, highest) in _COUNT_RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-                raise ValueError(f"{name} must be a whole number from {lowest} to {highest:,}, not {value!r}")
+                kind = "a positive whole number" if lowest else "0 or a positive whole number"
+                raise ValueError(f"{name} must be {kind} up to {highest:,}, not {value!r}")
         if self.num_sampling_points < 2:
             raise ValueError("num_sampling_points must be at least 2: offsets are normalised by their spread")
         for width, heads in (
