@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from sf_llava import files
@@ -45,7 +44,7 @@ def _cached(name: str) -> Path | None:
         return None
     try:
         return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
+    except (OSError, ValueError):  # not in the cache, or no name that the hub would allow
         return None
 
 
