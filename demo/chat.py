@@ -86,8 +86,8 @@ def main(argv: list[str]) -> None:
             pictures = Path(folder) / "examples"
             pictures.mkdir()
             blocks = build(engine, write_examples(pictures), about, whole=not mini)
-            server.start(mount(blocks, [str(pictures)]), Path(folder) / UPLOADS)
             try:
+                server.start(mount(blocks, [str(pictures)]), Path(folder) / UPLOADS)
                 print(f"open {server.url}", flush=True)
                 server.wait()
             finally:

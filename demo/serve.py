@@ -71,6 +71,7 @@ class Server:
         self.url = address(host, port)
         self._names = Names([host, bound], port, proxy_names)
         self._listener, self._behind_proxy = listener, bool(proxy_names)
+        self._server: uvicorn.Server | None = None
         self._ended = threading.Event()
 
     def start(self, app: ASGIApp, uploads: Path) -> None:
@@ -105,6 +106,8 @@ class Server:
 
     def close(self) -> None:
         """End open streams, and wait until nothing is served."""
+        if self._server is None:
+            return
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off now is no error
         self._server.should_exit = True
-        self._ended.wait()
+        self._ended.wait(10)

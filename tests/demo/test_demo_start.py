@@ -72,6 +72,7 @@ def test_a_second_demo_takes_the_next_free_port(start):
     assert first != second and second.startswith("http://localhost:")
 
 
+@pytest.mark.slow
 def test_odd_flags_are_one_sentence(tmp_path):
     (tmp_path / "nothing").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
