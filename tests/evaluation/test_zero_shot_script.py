@@ -105,7 +105,7 @@ def main(monkeypatch, tmp_path):
 )
 def test_what_cannot_work_is_said_and_nothing_is_written(main, clip_dir, folder, tmp_path, arguments, message):
     places = {"CLIP": str(clip_dir), "FOLDER": str(folder)}
-    with pytest.raises((ValueError, RuntimeError), match=message):
+    with pytest.raises((ValueError, RuntimeError, OSError), match=message):
         main([places.get(argument, argument) for argument in arguments])
     assert not (tmp_path / "runs").exists()
 
