@@ -25,6 +25,7 @@ from sf_llava.data import open_images
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
 from sf_llava.data.transforms import BootstrapTransform
+from sf_llava.files import write_digests
 from sf_llava.mini import MINI_CLIP_DIR
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher
@@ -183,6 +184,7 @@ def test_an_aligned_run_resumes_to_the_bit_with_the_statistics_of_its_checkpoint
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     statistics = tmp_path / "other" / "checkpoints" / "step-0000004" / STATISTICS_FILE
     save_file({name: 2 * value for name, value in load_file(statistics).items()}, statistics)
+    write_digests(statistics.parent)
     bootstrap(BootstrapConfig(**settings(world, tmp_path / "other", resume=True, **common)))
     assert read_log(tmp_path / "other")[-2]["set"] != read_log(tmp_path / "whole")[-2]["set"]
 
