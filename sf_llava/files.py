@@ -7,7 +7,6 @@ writer leaves is called ``.NAME.sf-llava-PID.tmp`` (or ``.old``); the next write
 import codecs
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,8 +24,8 @@ from safetensors import SafetensorError
 MAX_BYTES = 4 * 178_956_970
 """No file that is read whole is larger: as many bytes as the largest picture has before it is compressed."""
 MAX_TEXT_BYTES = 2**29
+LARGEST_JSON = 2**30  # bytes; parsed, it takes several times as much
 LOCK_NAME = ".lock"
-DIGESTS_NAME = "SHA256SUMS"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 _held: set[Path] = set()  # a process is never refused a lock of its own: these it must refuse itself
 
@@ -52,32 +51,6 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-
-
-def write_digests(directory: str | Path) -> None:
-    """Write the SHA-256 of every file below ``directory`` into it, in the form that ``sha256sum -c`` reads."""
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(_digests(Path(directory)).items())]
-    write_bytes(Path(directory) / DIGESTS_NAME, "".join(lines).encode())
-
-
-def changed_files(directory: str | Path) -> list[str]:
-    """Name the files that are not as they were when :func:`write_digests` ran; none where it never did."""
-    path = Path(directory) / DIGESTS_NAME
-    if not path.exists():
-        return []
-    lines = path.read_bytes().decode(errors="replace").splitlines()
-    expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = _digests(Path(directory))
-    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-
-
-def _digests(directory: Path) -> dict[str, str]:
-    found = {}
-    for path in directory.rglob("*"):
-        if path.is_file() and path.name != DIGESTS_NAME:
-            with open(path, "rb") as file:
-                found[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -125,9 +98,9 @@ def read_json(path: str | Path) -> Any:
         ValueError: the file is not JSON (truncated, say); the message names it.
         OSError: as for :func:`read_bytes`.
     """
-    text = read_text(path)
+    data = read_bytes(path, LARGEST_JSON)
     try:
-        return json.loads(text)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated") from error
 

@@ -25,7 +25,7 @@ from sf_llava.data import open_images
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
 from sf_llava.data.transforms import BootstrapTransform
-from sf_llava.files import write_digests
+from sf_llava.digests import write_digests
 from sf_llava.mini import MINI_CLIP_DIR
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher

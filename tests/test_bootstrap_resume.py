@@ -17,6 +17,7 @@ from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.trainer import Trainer
+from sf_llava.digests import DIGESTS_NAME, write_digests
 
 RESULT_FILES = ("log.jsonl", "encoder/model.safetensors")
 
@@ -57,7 +58,7 @@ def flip_bit(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "progress.json", files.DIGESTS_NAME])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "progress.json", DIGESTS_NAME])
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_gives_the_same_run(world, cut, capsys, name):
     newest = cut / "checkpoints" / "step-0000008" / name
     flip_bit(newest, newest.stat().st_size // 2)
@@ -78,7 +79,7 @@ def test_without_a_whole_checkpoint_nothing_is_begun_again_silently(world, cut):
 
 def test_digests_are_those_of_sha256sum(world):
     checkpoint = world / "whole" / "checkpoints" / "step-0000012"
-    done = subprocess.run(["sha256sum", "--check", "--strict", files.DIGESTS_NAME], cwd=checkpoint, capture_output=True)
+    done = subprocess.run(["sha256sum", "--check", "--strict", DIGESTS_NAME], cwd=checkpoint, capture_output=True)
     assert done.returncode == 0 and b"model.safetensors: OK" in done.stdout
 
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_by(world, cut, capsys):
     weights = load_file(newest / "model.safetensors")
     name = next(name for name in weights if "cortex.0" in name)
     save_file(weights | {name: torch.full_like(weights[name], float("nan"))}, newest / "model.safetensors")
-    files.write_digests(newest)
+    write_digests(newest)
     bootstrap(settings(world, cut, resume=True))
     assert f"{newest} holds numbers that are not finite" in capsys.readouterr().out
     assert (cut / "log.jsonl").read_bytes() == (world / "whole" / "log.jsonl").read_bytes()

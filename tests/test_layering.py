@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sf_llava"
 
 LAYERS = [
-    {"configuration", "ops", "metrics", "files", "logs", "cli", "visualize", "costs"},
+    {"configuration", "ops", "metrics", "files", "logs", "digests", "cli", "visualize", "costs"},
     {"model", "data", "mini"},
     {"teachers", "checkpoints"},
     {"evaluation", "benchmark", "plugin"},

@@ -32,6 +32,7 @@ from sf_llava.bootstrap.losses import cosine_loss, kl_loss
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import count_steps, learning_rate_factor
 from sf_llava.bootstrap.validation import Validator, resize_pixels
+from sf_llava.digests import changed_files, write_digests
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.compiled import compile_frozen, pays
@@ -97,7 +98,7 @@ class Trainer:
         """
         remarks: list[str] = []
         for path in self.run.checkpoint_paths():
-            if changed := files.changed_files(path):
+            if changed := changed_files(path):
                 remarks.append(f"checkpoint {path} is damaged ({', '.join(changed)} changed since it was written)")
                 continue
             self._load(path)
@@ -341,7 +342,7 @@ class Trainer:
             files.write_json(hidden / "progress.json", progress)
             if self.alignment is not None:
                 self.alignment.save(hidden)
-            files.write_digests(hidden)
+            write_digests(hidden)
             files.publish(hidden, final)
             self.run.prune_checkpoints(self.config.keep_checkpoints, self.step)
         accelerator.wait_for_everyone()
