@@ -109,7 +109,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     """Read JSON whose outermost value must be an object; see :func:`read_json`."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object ({{...}}) as it should")
+        raise ValueError(f"{path} holds the JSON {json.dumps(value)[:40]}, not an object ({{...}}) as it should")
     return value
 
 
