@@ -51,11 +51,12 @@ def main(argv: list[str]) -> None:
 
     from sf_llava.data.captions import open_captions
     from sf_llava.evaluation.retrieval import evaluate_retrieval
-    from sf_llava.evaluation.setup import check_output, choose_device, choose_models, load_models
+    from sf_llava.evaluation.setup import choose_device, choose_models, load_models
     from sf_llava.evaluation.store import EmbeddingStore
+    from sf_llava.files import require_writable_file
 
     started = time.perf_counter()
-    check_output(arguments.output)
+    require_writable_file(arguments.output)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     data = open_captions(arguments.data, arguments.images)

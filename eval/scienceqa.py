@@ -113,9 +113,10 @@ def main(argv: list[str]) -> None:
 def score(arguments: argparse.Namespace) -> None:
     """Score one file of predictions."""
     from sf_llava.evaluation.scienceqa_report import percent, print_scores
-    from sf_llava.files import write_json
+    from sf_llava.files import require_writable_file, write_json
 
-    check_file(arguments.json)
+    if arguments.json:
+        require_writable_file(arguments.json)
     result = score_file(arguments.predictions, arguments)
     print_scores(f"{arguments.predictions}, split {arguments.split}", [("", result)])
     for name, group in result["breakdown"].items():
@@ -129,10 +130,11 @@ def score(arguments: argparse.Namespace) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Compare two files of predictions."""
     from sf_llava.evaluation.scienceqa_report import print_comparison
-    from sf_llava.files import write_json
+    from sf_llava.files import require_writable_file, write_json
     from sf_llava.metrics import scienceqa
 
-    check_file(arguments.json)
+    if arguments.json:
+        require_writable_file(arguments.json)
     first, second = (score_file(file, arguments) for file in (arguments.first, arguments.second))
     result = scienceqa.compare(first, second)
     print_comparison("A - B", result)
@@ -165,16 +167,6 @@ def score_file(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         raise ValueError("name the questions: --problems FILE --splits FILE, or --data NAME")
     return scienceqa.score(data.problems, read_predictions(path))
-
-
-def check_file(path: str | None) -> None:
-    """Refuse a file that cannot be written, before there is anything to write."""
-    from sf_llava.files import make_directory
-
-    if path is not None:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError(f"--json {path} is no file but a directory or a device: name another")
-        make_directory(Path(path).parent)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -62,12 +62,13 @@ def main(argv: list[str]) -> None:
 
     from sf_llava.data import open_labelled
     from sf_llava.evaluation import evaluate_zero_shot, zero_shot_task
-    from sf_llava.evaluation.setup import check_output, choose_device, choose_models, load_models
+    from sf_llava.evaluation.setup import choose_device, choose_models, load_models
     from sf_llava.evaluation.store import EmbeddingStore
+    from sf_llava.files import require_writable_file
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
     started = time.perf_counter()
-    check_output(arguments.output)
+    require_writable_file(arguments.output)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     images = open_labelled(arguments.data)

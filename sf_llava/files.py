@@ -271,6 +271,17 @@ def require_writable(path: str | Path) -> None:
         raise PermissionError(errno.EACCES, "this folder may not be written to", str(folder))
 
 
+def require_writable_file(path: str | Path) -> None:
+    """Refuse a ``path`` at which no file can be written; see :func:`require_writable`.
+
+    Raises:
+        OSError: a folder or a device is there, or what :func:`require_writable` refuses.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path} is no file but a folder or a device: name another")
+    require_writable(path)
+
+
 def remove_leftovers(path: str | Path) -> None:
     """Remove what killed writers of ``path`` left beside it; put back a directory that was being replaced."""
     path = Path(path)

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: development data that may be absent, and one thread per test process."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 SHARED = Path(os.environ.get("SF_LLAVA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell hands it to jobs in the background, and they on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product; deterministic tests need it
 
 

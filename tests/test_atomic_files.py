@@ -110,7 +110,7 @@ def test_what_is_no_json_is_a_sentence_that_names_the_file(tmp_path, data):
 
 def test_json_of_another_form_is_named(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match=r"a.json holds a JSON list, not an object"):
+    with pytest.raises(ValueError, match=r"a.json holds the JSON \[1\], not an object"):
         files.read_json_object(tmp_path / "a.json")
 
 

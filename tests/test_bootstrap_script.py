@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from tiny import save_images, save_tiny_clip
 
-from sf_llava.bootstrap import batches
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.run_directory import RunDirectory
+from sf_llava.data import loading
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 ODD = ["nan", "inf", "-1", "1e999", "", "x"]
@@ -94,7 +94,7 @@ def test_a_stopped_run_says_what_is_kept_and_resumes(world, tmp_path, number, co
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_data_process_that_stands_still_or_dies_ends_the_run_in_a_sentence(world, tmp_path, monkeypatch, number):
-    monkeypatch.setattr(batches, "LOOK_EVERY", 1)
+    monkeypatch.setattr(loading, "LOOK_EVERY", 1)
     log = RunDirectory.log
 
     def disturb(self, record):
@@ -105,7 +105,7 @@ def test_a_data_process_that_stands_still_or_dies_ends_the_run_in_a_sentence(wor
 
     monkeypatch.setattr(RunDirectory, "log", disturb)
     begun = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"data loading process has died.*--resume"):
+    with pytest.raises(RuntimeError, match=r"data loading process.*--workers.*--resume"):
         bootstrap(BootstrapConfig(**settings(world, tmp_path / "run", workers=1)))
     assert time.monotonic() - begun < 60
     assert not multiprocessing.active_children()

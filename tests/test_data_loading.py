@@ -19,17 +19,17 @@ class Slow(Dataset):
     def __getitem__(self, index: int) -> int:
         if index == self.broken:
             raise RuntimeError("this one is broken")
-        time.sleep(0.01)
+        time.sleep(3 if index == self.silent else 0.01)
         return index
 
-    def __init__(self, broken: int = -1) -> None:
-        self.broken = broken
+    def __init__(self, broken: int = -1, silent: int = -1) -> None:
+        self.broken, self.silent = broken, silent
 
 
-def read(workers: int = 2, number: int | None = None, resume_after: float = 0, broken: int = -1) -> list[int]:
+def read(workers: int = 2, number: int | None = None, resume_after: float = 0, **odd: int) -> list[int]:
     """Read all numbers; after the third batch send a signal to one of the processes."""
     seen: list[int] = []
-    loader = DataLoader(Slow(broken), 4, num_workers=workers, timeout=loading.wait_of(workers))
+    loader = DataLoader(Slow(**odd), 4, num_workers=workers, timeout=loading.wait_of(workers))
     for count, batch in enumerate(loading.watch(loader)):
         seen += batch.tolist()
         if count == 2 and number is not None:
@@ -69,11 +69,9 @@ def test_a_process_that_goes_on_in_time_loses_nothing():
 
 
 def test_processes_that_give_nothing_are_given_up(monkeypatch):
-    monkeypatch.setattr(loading, "LOOKS", 1)
-    monkeypatch.setattr(loading, "_stopped_children", list)
-    monkeypatch.setattr(loading, "LOOK_EVERY", 1)
-    with pytest.raises(RuntimeError, match="data loading processes have given nothing for 0 minutes"):
-        read(number=signal.SIGSTOP, resume_after=3)
+    monkeypatch.setattr(loading, "PATIENCE", 1)
+    with pytest.raises(loading.LoadingError, match="data loading processes have given nothing for 0 minutes"):
+        read(silent=9)
 
 
 def test_an_error_of_the_data_set_stays_its_own():

@@ -24,6 +24,7 @@ from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.costs import count_multiply_adds, count_parameters
+from sf_llava.data.loading import LoadingError
 from sf_llava.evaluation import evaluate_zero_shot, student_encoder, teacher_encoder
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher
@@ -123,9 +124,11 @@ def _train(trainer: Trainer) -> None:
             "step stays as it is) or add --gradient-checkpointing, then --resume"
         ) from error
     except (OSError, RuntimeError) as error:
+        if isinstance(error, LoadingError):
+            raise RuntimeError(f"{error}; {go_on}") from error
         if "DataLoader worker" in str(error):  # raised wherever this process was when a data process died
             raise RuntimeError(
-                f"a data loading process has died, of too little memory or killed ({error}): lower --workers; {go_on}"
+                f"a data loading process ended ({error}), perhaps for want of memory: lower --workers; {go_on}"
             ) from error
         if isinstance(error, OSError):
             raise OSError(f"{error}; {go_on}") from error

@@ -1,6 +1,5 @@
 """What every evaluator starts with: which student, which teacher, on which device."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -44,20 +43,6 @@ def load_models(encoder: str | None, teacher: str, dtype: str, device: torch.dev
     if encoder is not None:
         encoders.append(student_encoder(load_encoder(encoder, dtype=DTYPES[dtype], device=device), loaded))
     return loaded, encoders
-
-
-def check_output(path: str) -> None:
-    """Refuse a file of results that cannot be written, before anything is computed.
-
-    Raises:
-        ValueError: it is a folder or a device.
-        OSError: its folder cannot be made or written.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"--output {path} is no file but a folder or a device: name another")
-    folder = next(parent for parent in Path(path).absolute().parents if os.path.exists(parent))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise OSError(f"--output {path} cannot be written: {folder} is no folder, or may not be changed; name another")
 
 
 def choose_device(name: str) -> torch.device:

@@ -81,7 +81,7 @@ def test_odd_flags_are_one_sentence(tmp_path):
             ("--port", "99999"): "1 to 65,535",
             ("--port", str(taken.getsockname()[1])): "already in use",
             ("--host", "no.such.host.invalid"): "no name or address of this machine",
-            ("--host", ""): "no name or address of this machine",
+            ("--host", ""): "the argument after --host is empty",
             ("--host", "203.0.113.1"): "cannot listen",
             ("--seed", "9" * 30): "a whole number from 0",
             ("--proxy-name", "https://demo.example/"): "no name of a server",
