@@ -21,6 +21,7 @@ from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.model import SparseFormerModel
 from sf_llava.plugin import Swap, restore, swap
 from sf_llava.plugin.host import embed_prompts, new_cache
+from sf_llava.plugin.tokens import harmless
 from sf_llava.visualize import pictures_from_pixels
 
 
@@ -124,7 +125,7 @@ class Engine:
 
     def prompt(self, turns: Sequence[Turn], tower: str, visual_tokens: Sequence[int]) -> list[int]:
         """Token ids of a conversation's prompt, every picture as so many image tokens."""
-        plain = [Turn(self.harmless(turn.question), turn.pictures, turn.answers) for turn in turns]
+        plain = [Turn(harmless(self.processor, turn.question), turn.pictures, turn.answers) for turn in turns]
         messages = as_messages(plain, tower)
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         before, *after = text.split(self.processor.image_token)
@@ -133,12 +134,6 @@ class Engine:
         for count, part in zip(visual_tokens, after, strict=True):
             parts += [self.processor.image_token * count, part]
         return self.tokenizer("".join(parts))["input_ids"]
-
-    def harmless(self, text: str) -> str:
-        """A person's text without tokens that mean something to the model (``<image>``, ``</s>``)."""
-        for token in {*self.tokenizer.all_special_tokens, self.processor.image_token}:
-            text = text.replace(token, token.replace("<", "< "))
-        return text
 
     def unknown_words(self, text: str) -> list[str]:
         """Words that the tokenizer has no token for; a model on bytes or subwords knows them all."""

@@ -11,7 +11,6 @@ Expected: the names of focus.png (input, RoIs of the first, third and last itera
 
 import argparse
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf_llava import cli
@@ -43,10 +42,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def open_pictures(arguments: argparse.Namespace) -> "list[Image.Image]":
     """Read the images of the command line, or draw some of both domains of the mini world."""
     from sf_llava.data.images import decode
+    from sf_llava.files import read_bytes
     from sf_llava.mini.world import MiniImages
 
     if arguments.images:
-        return [decode(Path(path).read_bytes(), path) for path in arguments.images]
+        return [decode(read_bytes(path), path) for path in arguments.images]
     world = MiniImages("both", size=2 * arguments.num_images + arguments.seed, split="test")
     return [world.load(arguments.seed + index) for index in range(arguments.num_images)]
 

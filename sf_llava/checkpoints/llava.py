@@ -85,7 +85,8 @@ def load_llava(
         (model in eval mode, processor).
 
     Raises:
-        ValueError: weights are missing, or the directory describes a LLaVA that transformers' class cannot be.
+        ValueError: weights are missing, the directory describes a LLaVA that transformers' class cannot be, or a
+            ``tower`` is named for one in transformers' format.
     """
     raw = _read_raw_config(path)
     if Path(path).is_dir():
@@ -93,6 +94,8 @@ def load_llava(
     if "mm_vision_tower" not in raw:
         if raw.get("model_type") != "llava":
             raise ValueError(f"{path} is no LLaVA but has model_type {raw.get('model_type')!r} in its config.json")
+        if tower is not None:
+            raise ValueError(f"{path} holds its vision tower itself: a tower is named for the original format alone")
         model, report = _read_model(path, dtype=dtype, **placement)
         _check_report(path, report)
         with read_by_transformers(f"the processor in {path}"):

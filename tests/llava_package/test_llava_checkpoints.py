@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from sf_llava.checkpoints.llava import convert_llava, is_original, load_llava
 from sf_llava.configuration import preset
+from sf_llava.mini import MINI_LLAVA_DIR
 from sf_llava.model import SparseFormerModel
 
 PICTURE = Image.effect_noise((48, 40), 90).convert("RGB")
@@ -197,3 +198,8 @@ def test_values_that_lie_are_one_sentence_or_ignored(tmp_path, change):
     except ValueError as error:
         assert "sf_llava" in traceback.extract_tb(error.__traceback__)[-1].filename
         assert len(str(error).split()) > 4
+
+
+def test_a_tower_named_for_a_llava_that_holds_its_own_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds its vision tower itself"):
+        load_llava(MINI_LLAVA_DIR, tower=tmp_path)
