@@ -146,5 +146,5 @@ def test_half_precision_becomes_float32(state, tmp_path):
 
 
 def test_an_image_size_of_zero_is_refused(state):
-    with pytest.raises(ValueError, match="image_size must be a positive whole number, not 0"):
+    with pytest.raises(ValueError, match="image_size must be a positive whole number up to 16,384, not 0"):
         convert_official(state, 0)
