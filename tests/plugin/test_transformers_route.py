@@ -163,7 +163,8 @@ def test_a_saved_llava_loads_in_a_fresh_process_once_the_package_is_imported(nat
     processor.save_pretrained(tmp_path)
     code = (
         f"from transformers import LlavaForConditionalGeneration as Llava\npath = {str(tmp_path)!r}\n"
-        "try:\n    Llava.from_pretrained(path)\nexcept (KeyError, ValueError) as error:\n    print('sparseformer' in str(error))\n"
+        "try:\n    Llava.from_pretrained(path)\n"
+        "except (KeyError, ValueError) as error:\n    print('sparseformer' in str(error))\n"
         f"{code}; print(type(model.model.vision_tower).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
