@@ -49,7 +49,7 @@ class Choices:
             raise RefusedError(f"The temperature is 0 or {COOLEST} to {HOTTEST:g}, not {_said(temperature)}.")
         if not _is_number(length, 1, self.longest):
             raise RefusedError(f"The longest answer is a number of tokens, 1 to {self.longest}, not {_said(length)}.")
-        if latents is not None and not any(latents == count for count in self.latents):
+        if latents is not None and not any(latents in (count, str(count)) for count in self.latents):  # or as its text
             known = ", ".join(map(str, self.latents)) or "not to be chosen here"
             raise RefusedError(f"The latents of the SparseFormer are {known}, not {_said(latents)}.")
         latents = None if latents is None else int(latents)

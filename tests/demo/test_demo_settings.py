@@ -14,7 +14,7 @@ ODD = {
     "whole": [None, 1, 0, "true", [], NAN],
     "temperature": [NAN, INFINITE, -INFINITE, -0.1, 2.1, 1e-320, 1e308, 10**400, "1", None, True, False, [], {}],
     "length": [NAN, INFINITE, 0, -8, 0.5, 257, 1e308, 10**400, "8", None, True, [8], {}],
-    "latents": [0, -16, 17, 16.5, NAN, INFINITE, 10**400, "16", [16], {}, True],
+    "latents": [0, -16, 17, 16.5, NAN, INFINITE, 10**400, "17", [16], {}, True],
 }
 
 
@@ -31,3 +31,4 @@ def test_settings_are_read_as_they_were_sent():
     assert (chosen.mode, chosen.whole, chosen.latents, chosen.sampling) == (BOTH, True, 16, Sampling(0.7, 8))
     chosen = CHOICES.read(**{**GOOD, "latents": None, "temperature": 0, "length": 12.0})
     assert chosen.latents is None and chosen.sampling == Sampling(0.0, 12)
+    assert CHOICES.read(**{**GOOD, "latents": "24"}).latents == 24  # as gradio's own description of the page has it
