@@ -65,13 +65,11 @@ def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
         OSError: it cannot be read, it is none (a pipe or a device has no end), or it is larger than ``limit``.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file but a pipe, a device, a socket or a folder")
-        if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than the {limit:,} that are read")
+        size = regular_size(path)
+        if size > limit:
+            raise OSError(errno.EFBIG, f"{size:,} bytes are more than the {limit:,} that are read")
         with open(path, "rb") as file:
-            return file.read(status.st_size)
+            return file.read(size)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -122,7 +120,7 @@ def regular_size(path: str | Path) -> int:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         kind = "directory" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
-        raise OSError(f"{path} is a {kind}, not a file")
+        raise OSError(errno.EINVAL, f"a {kind}, not a file", str(path))
     return status.st_size
 
 

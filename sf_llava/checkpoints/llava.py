@@ -41,11 +41,6 @@ _DROPPED = ("inv_freq", "position_ids")
 _IDENTITY = "model.multi_modal_projector.linear_2"
 
 
-def is_original(path: str | Path) -> bool:
-    """Say whether ``path`` is a directory (or hub name) in the llava package's format."""
-    return "mm_vision_tower" in _read_raw_config(path)
-
-
 def _read_raw_config(path: str | Path) -> dict[str, Any]:
     """Read config.json as it is: AutoConfig would fill an original one with wrong defaults."""
     config: str | Path | None = Path(path) / "config.json"

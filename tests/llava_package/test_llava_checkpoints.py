@@ -15,7 +15,7 @@ pytest.importorskip("transformers", minversion="5", reason="conversion is for tr
 from tiny_original import TEXT, VISION, WIDTH, write_original
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from sf_llava.checkpoints.llava import convert_llava, is_original, load_llava
+from sf_llava.checkpoints.llava import convert_llava, load_llava
 from sf_llava.configuration import preset
 from sf_llava.mini import MINI_LLAVA_DIR
 from sf_llava.model import SparseFormerModel
@@ -37,7 +37,8 @@ def test_every_layout_loads_and_converts_to_equal_logits(tmp_path, layout, proje
     logits = model(**inputs).logits
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 16 == model.config.image_seq_length
     convert_llava(path, tmp_path / "out", dtype=torch.float32)
-    assert is_original(path) and not is_original(tmp_path / "out")
+    with pytest.raises(ValueError, match="no original LLaVA directory"):
+        convert_llava(tmp_path / "out", tmp_path / "again")
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     again = AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
     assert type(stock) is LlavaForConditionalGeneration
