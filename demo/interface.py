@@ -171,7 +171,8 @@ class Chat:
         turns = prompt_turns(conversation.turns, chosen.whole)
         towers = towers_for(chosen.mode, self.engine.towers, turns)
         turn.answers = {tower: Answer(tower, latents=latents if tower == SPARSEFORMER else None) for tower in towers}
-        yield self._show(conversation, {"value": None, **BUSY, "stop_btn": True})
+        taken = {"value": {"text": "", "files": []}}  # once: what is typed while the answers grow stays in the box
+        yield self._show(conversation, {**taken, **BUSY, "stop_btn": True})
         steps = (step for one in turn.answers.values() for step in self.engine.answer(one, turns, chosen.sampling))
         shown = 0.0
         try:
@@ -180,7 +181,7 @@ class Chat:
                     break
                 if monotonic() - shown > REFRESH:
                     shown = monotonic()
-                    yield self._show(conversation, {"value": None, **BUSY, "stop_btn": True})
+                    yield self._show(conversation, {**BUSY, "stop_btn": True})
         except RefusedError as error:
             turn.answers.clear()
             turn.notes.append(str(error))
@@ -188,7 +189,7 @@ class Chat:
             for answer in turn.answers.values():
                 if answer.state in ("waiting", "writing"):
                     answer.state = "stopped"
-        yield self._show(conversation, {"value": {"text": "", "files": []}, **READY})
+        yield self._show(conversation, READY)
 
     def _show(self, conversation: Conversation, box: dict[str, Any], beside: Turn | None = None) -> Outputs:
         """What the page shows: a conversation, perhaps a turn beside it that is not part of it, and its box."""

@@ -83,6 +83,7 @@ def test_an_upload_is_asked_about_over_several_turns_with_the_keyboard_alone(ope
     box = page.get_by_role("textbox", name="Message")
     for number in (1, 2):
         box.fill(QUESTION)
+        page.get_by_role("button", name="Submit").click(trial=True)  # it can be sent
         box.press("Enter")
         wait_for_answers(page, number)
     assert page.locator("#chat .sent").count() == 2
@@ -90,6 +91,18 @@ def test_an_upload_is_asked_about_over_several_turns_with_the_keyboard_alone(ope
     page.get_by_role("button", name="Clear").last.press("Enter")
     page.wait_for_selector("#chat .example", timeout=WAIT)
     assert page.locator("#focus figure").count() == 0
+
+
+def test_what_is_typed_while_the_answers_grow_stays(open_page, picture_files):
+    page = open_page()
+    attach(page, picture_files[0])
+    send(page, QUESTION)
+    page.wait_for_selector("#chat .card", timeout=WAIT)
+    box = page.get_by_role("textbox", name="Message")
+    box.fill("And which is blue?")
+    wait_for_answers(page)
+    page.get_by_role("button", name="Submit").wait_for(timeout=WAIT)
+    assert box.input_value() == "And which is blue?"
 
 
 def test_a_picture_can_be_pasted(open_page, picture_files):
