@@ -1,83 +1,10 @@
 """Bootstrap a SparseFormer from a frozen CLIP (or AugReg) ViT and unlabelled images.
 
-On the embedded default, offline, in minutes (a drawn world and the small CLIP that ships with the package):
-
-    python scripts/bootstrap_clip.py
-
-The paper's run, on eight GPUs (20 epochs of ImageNet-1K; add --fsdp through `accelerate config` for larger models):
-
-    accelerate launch scripts/bootstrap_clip.py --teacher open_clip:ViT-L-14-quickgelu/openai \\
-        --data folder:/data/imagenet/train --val-data folder:/data/imagenet/val --classes imagenet \\
-        --output runs/sf-l-64 --num-latents 64 --workers 12
-
-More latents or pixels from that student (5 epochs), then the ScienceQA stage (about 1,000 steps on its images):
-
-    ... --stage continue --init-from runs/sf-l-64 --num-latents 128 --output runs/sf-l-128
-    ... --stage scienceqa --init-from runs/sf-l-64 --data folder:/data/scienceqa/images/train --output runs/sf-l-64-sqa
-
-Beyond the paper: the same stage with the tokens that LLaVA reads aligned too, on images alone or through a LLaVA:
-
-    ... --stage scienceqa --init-from runs/sf-l-64 --align set+readout --output runs/sf-l-64-aligned
-    ... --align set+llm+placed --llava DIR --questions DIR
-
-A killed run goes on with --resume, to the same numbers. Where training has diverged or does not fit into memory,
---resume may come with another --lr, --clip-norm, --dtype or --micro-batch-size. Expected: a run directory with
-log.jsonl, tensorboard/, rois/ (pictures of where the student looks), encoder/ (for `from_pretrained`), results.json,
-and a table of teacher beside student.
+``sf-llava bootstrap`` under the name of a file; ``python scripts/bootstrap_clip.py --help`` explains it.
 """
 
 from sf_llava import cli
-
-
-def main(argv: list[str]) -> None:
-    """Parse, run, print."""
-    from sf_llava.bootstrap.config import BootstrapConfig
-
-    config = cli.parse_config(BootstrapConfig, argv, __doc__)
-
-    from sf_llava.bootstrap.run import bootstrap
-
-    go_on = "the same command with --resume goes on from the newest checkpoint"
-    with cli.when_stopped(f"what {config.output} holds is whole; {go_on}"):
-        results = bootstrap(config)
-    if results:
-        print_results(results, config.output)
-
-
-def print_results(results: dict, output: str) -> None:
-    """Print the table of teacher and student, and where things are."""
-    from sf_llava.benchmark.report import print_table
-
-    zero_shot = results["zero_shot"]
-    header = ["encoder", "cosine", "visual tokens", "parameters", "multiply-adds"]
-    rows = [
-        [
-            encoder["name"],
-            f"{results['val_cosine']:.4f}" if encoder["name"] == "student" else "",
-            f"{encoder['tokens']} + CLS",
-            f"{encoder['parameters'] / 1e6:.2f} M",
-            f"{encoder['multiply_adds'] / 1e9:.3g} G",
-        ]
-        for encoder in results["encoders"]
-    ]
-    title = f"teacher and student after {results['step']} steps"
-    if zero_shot:
-        title += f", zero-shot on {zero_shot['num_images']:,} held-out images of {zero_shot['num_classes']} classes"
-        header[1:1] = ["top-1", "95 %", "retention"]
-        for row, score in zip(rows, zero_shot["encoders"], strict=True):
-            low, high = score["top1_interval"]
-            best = zero_shot["encoders"][0]["top1"]
-            retention = f"{score['top1'] / best:.1%}" if best else "-"
-            row[1:1] = [f"{score['top1']:.2%}", f"{100 * low:.1f}-{100 * high:.1f}", retention]
-    print()
-    print_table(title, header, rows)
-    print(
-        f"\ntrained in {results['seconds']:.0f} s, {results['images_per_second']:.0f} images/s, peak memory "
-        f"{results['peak_memory_gb']:.1f} GB, {results['dtype']}, seed {results['seed']}, on "
-        f"{results['environment']['device']}; {len(results['skipped_images'])} unreadable images skipped"
-    )
-    print(f"encoder   {output}/encoder (from_pretrained)\npictures  {output}/rois\nlog       {output}/log.jsonl")
-
+from sf_llava.commands.bootstrap import main
 
 if __name__ == "__main__":
     cli.run(main)

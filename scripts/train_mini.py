@@ -61,12 +61,12 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     numbers = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
     if args.kind == "clip":
-        from sf_llava.mini import clip_teacher
+        from sf_llava.mini.training import clip_teacher
 
         results = clip_teacher.train_teacher(replace(clip_teacher.RECIPE, **numbers), args.output)
     elif args.kind == "llava":
-        from sf_llava.checkpoints.conversations import CONVERSATIONS, chat_template
-        from sf_llava.mini import llava_training
+        from sf_llava.llava.conversations import CONVERSATIONS, chat_template
+        from sf_llava.mini.training import llava_training
 
         results = llava_training.train_llava(
             replace(llava_training.RECIPE, **numbers),
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
         )
     else:
         from sf_llava.data import open_labelled
-        from sf_llava.mini import clip_cifar10
+        from sf_llava.mini.training import clip_cifar10
 
         training = open_labelled(f"parquet:{args.train}")
         validation = open_labelled(f"parquet:{args.validation}") if args.validation else None
@@ -89,9 +89,9 @@ def train(args: argparse.Namespace) -> None:
 
 def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
     """Accuracy of generated answers on image and text questions and by kind; on the test split also without image."""
-    from sf_llava.evaluation.scienceqa import Answerer, Generation, make_batches
-    from sf_llava.metrics.scienceqa import parse_answer
-    from sf_llava.mini.questions import kind_of, open_questions
+    from sf_llava.mini.questions.sets import kind_of, open_questions
+    from sf_llava.scienceqa.run import Answerer, Generation, make_batches
+    from sf_llava.scienceqa.scoring import parse_answer
 
     data = open_questions(split, 6000 if split == "test" else 400)
     answerer = Answerer(model, processor, Generation(max_new_tokens=64))

@@ -8,6 +8,10 @@ Importing the package loads nothing heavy; the names below load what they need w
 
 import importlib
 
+from sf_llava import moved
+
+moved.register()
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -15,7 +19,7 @@ _HOMES = {
     "preset": "sf_llava.configuration",
     "SparseFormerModel": "sf_llava.model",
     "SparseFormerOutput": "sf_llava.model",
-    "load_encoder": "sf_llava.checkpoints.encoder",
+    "load_encoder": "sf_llava.model.loading",
     "load_teacher": "sf_llava.teachers",
 }
 __all__ = [*_HOMES]

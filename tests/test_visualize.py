@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from sf_llava.configuration import preset
-from sf_llava.evaluation.attention import cls_attention
 from sf_llava.model import SparseFormerModel
+from sf_llava.teachers.attention import cls_attention
 from sf_llava.visualize import (
     MARGIN,
     draw_grid,

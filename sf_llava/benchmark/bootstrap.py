@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sf_llava.benchmark.encoder import PAIRS
-from sf_llava.benchmark.report import report, save
 from sf_llava.benchmark.timing import interleave, kept_for_backward, paired_ratio, peak_memory
 from sf_llava.configuration import preset
 from sf_llava.data.bootstrap_images import BootstrapImages, collate
@@ -24,6 +23,7 @@ from sf_llava.data.names import open_images
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.model import SparseFormerModel
 from sf_llava.ops import force
+from sf_llava.report import report, save
 from sf_llava.teachers.architectures import build_image_tower
 from sf_llava.teachers.compiled import compile_frozen
 
@@ -49,9 +49,7 @@ def run(
     return rows
 
 
-def _measure(
-    name: str, batch_size: int, data: str, device: str, dtype: torch.dtype, repeats: int
-) -> dict[str, Any]:
+def _measure(name: str, batch_size: int, data: str, device: str, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     pair = PAIRS[name]
     config = preset(pair.student, num_latents=pair.num_latents)
     on_gpu = torch.device(device).type == "cuda"

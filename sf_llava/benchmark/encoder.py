@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sf_llava.benchmark.report import device_name, plot_throughput, report, save
 from sf_llava.benchmark.timing import capture, interleave, paired_ratio, peak_memory
 from sf_llava.configuration import preset
-from sf_llava.costs import count_multiply_adds
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.costs import count_multiply_adds
+from sf_llava.report import device_name, plot_throughput, report, save
 from sf_llava.teachers.architectures import build_image_tower
 
 

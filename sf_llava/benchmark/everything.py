@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sf_llava.benchmark.report import environment, print_table
 from sf_llava.benchmark.targets import judge
 from sf_llava.files import make_directory, write_json
+from sf_llava.report import environment, print_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 580

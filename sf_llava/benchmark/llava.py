@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from sf_llava.benchmark.report import device_name, plot_parts, report, save
 from sf_llava.benchmark.timing import interleave, peak_memory
 from sf_llava.configuration import preset
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.cortex import CortexBlock
+from sf_llava.report import device_name, plot_parts, report, save
 
 PARTS = ("tower", "projector", "prefill", "decode")
 TEXT_TOKENS = 64

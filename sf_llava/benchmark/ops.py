@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sf_llava.benchmark.report import report, save
 from sf_llava.benchmark.timing import capture, interleave, kept_for_backward, paired_ratio, peak_memory
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import force, sample_and_mix, sample_points
+from sf_llava.report import report, save
 
 CHANNELS, POINTS, MIXING_POINTS = 64, 16, 32
 CALLS = 20

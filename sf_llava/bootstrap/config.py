@@ -7,17 +7,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from sf_llava.cli import (
-    BATCH,
-    COUNT,
-    FRACTION,
-    NON_NEGATIVE,
-    POSITIVE,
-    POSITIVE_INT,
-    SEED,
-    THREADS_OR_AUTO,
-    Number,
-)
+from sf_llava.cli import BATCH, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, SEED, THREADS_OR_AUTO, Number
 
 LATENTS = Number(int, 1, 2**16)
 PIXELS = Number(int, 1, 2**13)

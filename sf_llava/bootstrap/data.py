@@ -9,8 +9,8 @@ from sf_llava.data import LabelledImages, open_images, open_labelled
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.subset import hold_out
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
-from sf_llava.evaluation import ZeroShotTask, zero_shot_task
 from sf_llava.teachers.base import Teacher
+from sf_llava.zero_shot.task import ZeroShotTask, zero_shot_task
 
 
 @dataclass

@@ -9,7 +9,7 @@ from sf_llava.bootstrap.alignment import Alignment
 from sf_llava.bootstrap.data import BootstrapData
 from sf_llava.data import ImageSource
 from sf_llava.data.images import CorruptImageError
-from sf_llava.evaluation.store import digest_texts, digest_weights
+from sf_llava.measure.store import digest_texts, digest_weights
 from sf_llava.teachers.base import Teacher
 
 NUM_IMAGES = 16

@@ -1,5 +1,5 @@
 """The alignment losses ``llm`` and ``placed``: a frozen LLM must say the same next token behind the student's tokens as
-behind CLIP's; with ``placed`` it reads the student's as ``sf_llava.plugin.positions`` lays them out.
+behind CLIP's; with ``placed`` it reads the student's as ``sf_llava.llava.positions`` lays them out.
 
 Questions come from the train split of data in ScienceQA's form, each with its own picture, worded as the evaluation
 words them. The answer that is forced on the LLM is the data's own text (lecture, solution, "The answer is X."). It is
@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from sf_llava.checkpoints.llava import load_llava
 from sf_llava.data.bootstrap_images import BootstrapImages
-from sf_llava.data.scienceqa import ScienceQA, explain, open_scienceqa
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
-from sf_llava.evaluation.scienceqa import Answerer, Generation
+from sf_llava.llava.hooks import weigh_latents
+from sf_llava.llava.loading import load_llava
+from sf_llava.llava.positions import arrange, count_positions
 from sf_llava.mini import MINI_LLAVA_DIR
-from sf_llava.plugin.hooks import weigh_latents
-from sf_llava.plugin.positions import arrange, count_positions
+from sf_llava.scienceqa.data import ScienceQA, explain, open_scienceqa
+from sf_llava.scienceqa.run import Answerer, Generation
 from sf_llava.teachers.base import Teacher
 
 ROWS_AT_ONCE = 16  # of like length: little padding, and attention scores that stay in a CPU's cache

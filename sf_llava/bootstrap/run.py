@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from sf_llava import files
-from sf_llava.benchmark.report import environment
 from sf_llava.bootstrap.alignment import make_alignment
 from sf_llava.bootstrap.config import CHANGEABLE_FIELDS, RUN_TIME_FIELDS, BootstrapConfig, complete
 from sf_llava.bootstrap.data import BootstrapData, open_data
@@ -22,13 +21,15 @@ from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.student import make_student
 from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
-from sf_llava.checkpoints.encoder import load_encoder
-from sf_llava.costs import count_multiply_adds, count_parameters
 from sf_llava.data.loading import LoadingError
-from sf_llava.evaluation import evaluate_zero_shot, student_encoder, teacher_encoder
+from sf_llava.measure.encoders import student_encoder, teacher_encoder
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.costs import count_multiply_adds, count_parameters
+from sf_llava.model.loading import load_encoder
+from sf_llava.report import environment
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
+from sf_llava.zero_shot.run import evaluate_zero_shot
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

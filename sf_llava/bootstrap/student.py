@@ -4,8 +4,8 @@ import torch
 
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.inherit import check_fits, check_head, inherit, resize, student_config
-from sf_llava.checkpoints.encoder import load_encoder
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.loading import load_encoder
 from sf_llava.teachers.base import Teacher
 
 

@@ -32,10 +32,10 @@ from sf_llava.bootstrap.losses import cosine_loss, kl_loss
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import count_steps, learning_rate_factor
 from sf_llava.bootstrap.validation import Validator, resize_pixels
-from sf_llava.digests import changed_files, write_digests
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.compiled import compile_frozen, pays
+from sf_llava.weights.digests import changed_files, write_digests
 
 
 class Trainer:

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from sf_llava.data import ImageSource
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
-from sf_llava.evaluation import ZeroShotTask
 from sf_llava.teachers.base import Teacher
 from sf_llava.visualize import focus_sheet, pictures_from_pixels
+from sf_llava.zero_shot.task import ZeroShotTask
 
 BATCH_SIZE = 64
 NUM_DRAWN = 4

@@ -1,8 +1,8 @@
 """Unlabelled pictures for bootstrapping: every item a function of (seed, epoch, index), unreadable pictures replaced.
 
-    images = BootstrapImages(open_images("folder:train"), BootstrapTransform(teacher.preprocessing), seed=0)
-    sampler = BootstrapSampler(len(images), batch_size=128, seed=0, start_step=step)
-    for batch in DataLoader(images, batch_sampler=sampler, collate_fn=collate, num_workers=8): ...
+images = BootstrapImages(open_images("folder:train"), BootstrapTransform(teacher.preprocessing), seed=0)
+sampler = BootstrapSampler(len(images), batch_size=128, seed=0, start_step=step)
+for batch in DataLoader(images, batch_sampler=sampler, collate_fn=collate, num_workers=8): ...
 """
 
 from typing import Any

@@ -7,14 +7,14 @@ DOMAINS = {"": "scene", "diagrams": "diagram", "both": "both"}
 
 def open_images(where: str) -> ImageSource:
     """Draw training pictures of the named part of the world."""
-    from sf_llava.mini.world import MiniImages
+    from sf_llava.mini.world.scenes import MiniImages
 
     return MiniImages(_domain(where))
 
 
 def open_labelled(where: str) -> LabelledImages:
     """Draw test pictures of one shape each, with their classes."""
-    from sf_llava.mini.world import MiniLabelledImages
+    from sf_llava.mini.world.scenes import MiniLabelledImages
 
     images = MiniLabelledImages(_domain(where))
     return LabelledImages(images, images.labels, images.class_names)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sf_llava.checkpoints.tensor_files import require_numbers
 from sf_llava.data.transforms import Preprocessing
+from sf_llava.weights.tensor_files import require_numbers
 
 BLOCK_KEYS = tuple(
     f"{layer}.{kind}"

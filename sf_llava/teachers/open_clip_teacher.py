@@ -18,8 +18,6 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from sf_llava.checkpoints.model_directory import check_json_files
-from sf_llava.checkpoints.tensor_files import read_state_dict
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.files import read_json_object
 from sf_llava.teachers.base import (
@@ -32,6 +30,8 @@ from sf_llava.teachers.base import (
     unsupported,
 )
 from sf_llava.teachers.hub import hub_or_cache
+from sf_llava.weights.model_directory import check_json_files
+from sf_llava.weights.tensor_files import read_state_dict
 
 BLOCK_NAMES = {
     "norm1.weight": "ln_1.weight",

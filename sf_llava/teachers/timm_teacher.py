@@ -15,7 +15,6 @@ from timm.models import VisionTransformer, split_model_name_tag
 from timm.models.vision_transformer import Block, Mlp
 from torch import Tensor, nn
 
-from sf_llava.checkpoints.tensor_files import read_state_dict
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.teachers.base import (
     BLOCK_KEYS,
@@ -27,6 +26,7 @@ from sf_llava.teachers.base import (
     unsupported,
 )
 from sf_llava.teachers.hub import hub_or_cache
+from sf_llava.weights.tensor_files import read_state_dict
 
 BLOCK_NAMES = {key: key for key in BLOCK_KEYS}  # the canonical names are timm's
 EMA_FIRST = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's own order for a training checkpoint

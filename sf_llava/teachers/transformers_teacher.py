@@ -16,12 +16,12 @@ from transformers import (
     PretrainedConfig,
 )
 
-from sf_llava.checkpoints.model_directory import check_json_files, check_model_directory, reason
-from sf_llava.checkpoints.tensor_files import require_numbers
 from sf_llava.configuration import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.teachers.base import Teacher, canonical_block, unsupported
 from sf_llava.teachers.hub import hub_or_cache
+from sf_llava.weights.model_directory import check_json_files, check_model_directory, reason
+from sf_llava.weights.tensor_files import require_numbers
 
 BLOCK_NAMES = {
     "norm1.weight": "layer_norm1.weight",

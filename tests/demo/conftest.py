@@ -17,9 +17,9 @@ sys.path.insert(0, str(DEMO))  # as python demo/chat.py has it
 @pytest.fixture(scope="session")
 def llava_dir(tmp_path_factory) -> Path:
     """Directory of a mini LLaVA whose language model is random; it never ends an answer by itself."""
-    from sf_llava.checkpoints.conversations import CONVERSATIONS, chat_template
-    from sf_llava.mini import llava_training
-    from sf_llava.mini.llava_model import build_llava, build_processor, build_tokenizer, save_llava
+    from sf_llava.llava.conversations import CONVERSATIONS, chat_template
+    from sf_llava.mini.training import llava_training
+    from sf_llava.mini.training.llava_model import build_llava, build_processor, build_tokenizer, save_llava
 
     tokenizer = build_tokenizer(llava_training.sample_texts(400), CONVERSATIONS["vicuna_v1"])
     torch.manual_seed(0)
@@ -51,9 +51,8 @@ def encoder_dirs(tmp_path_factory) -> list[Path]:
 @pytest.fixture(scope="session")
 def engine(llava_dir, encoder_dirs):
     """The demo's engine on all of them."""
-    from engine import Engine
-
-    from sf_llava.checkpoints.llava import load_llava
+    from sf_llava.demo.engine import Engine
+    from sf_llava.llava.loading import load_llava
 
     return Engine(*load_llava(llava_dir), encoder_dirs)
 
@@ -61,7 +60,7 @@ def engine(llava_dir, encoder_dirs):
 @pytest.fixture(scope="session")
 def picture_files(tmp_path_factory) -> list[Path]:
     """Twenty drawn pictures as PNG files."""
-    from sf_llava.mini.questions import draw_picture
+    from sf_llava.mini.questions.sets import draw_picture
 
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"picture-{index}.png" for index in range(20)]
@@ -75,15 +74,15 @@ def served(engine, tmp_path_factory):
     """The page, served: ``local_url``, ``sessions`` and, in ``uploads``, where uploaded files lie."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed (pip install -e .[demo])")
-    import chat
+    from sf_llava.commands import chat
 
     folder = tmp_path_factory.mktemp("served")
     before = dict(os.environ)
     chat.prepare(str(folder))
     os.environ["GRADIO_HEARTBEAT_INTERVAL"] = "0.3"
-    from examples import write_examples
-    from interface import build, mount
-    from serve import Server, listen
+    from sf_llava.demo.examples import write_examples
+    from sf_llava.demo.interface import build, mount
+    from sf_llava.demo.serve import Server, listen
 
     pictures = folder / "examples"
     pictures.mkdir()

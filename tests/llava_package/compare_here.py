@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sf_llava.checkpoints.conversations import chat_template
-from sf_llava.checkpoints.llava import load_llava
-from sf_llava.plugin import encode_prompts
+from sf_llava.llava import encode_prompts
+from sf_llava.llava.conversations import chat_template
+from sf_llava.llava.loading import load_llava
 
 torch.set_num_threads(1)
 
@@ -55,7 +55,7 @@ def compare(root: Path, name: str) -> dict:
 
 def tokenize_by_package(path: Path, prompts: list[str]) -> list[list[int]]:
     """Tokenise as the package does beside new transformers once we are installed in it."""
-    from sf_llava.plugin import install, uninstall
+    from sf_llava.llava import install, uninstall
 
     install()
     import llava.model.builder

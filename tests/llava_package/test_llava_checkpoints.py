@@ -15,8 +15,8 @@ pytest.importorskip("transformers", minversion="5", reason="conversion is for tr
 from tiny_original import TEXT, VISION, WIDTH, write_original
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from sf_llava.checkpoints.llava import convert_llava, load_llava
 from sf_llava.configuration import preset
+from sf_llava.llava.loading import convert_llava, load_llava
 from sf_llava.mini import MINI_LLAVA_DIR
 from sf_llava.model import SparseFormerModel
 

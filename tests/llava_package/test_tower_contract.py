@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_encoder import write_encoder
 
-from sf_llava.plugin.llava_tower import SparseFormerVisionTower
+from sf_llava.llava.package.tower import SparseFormerVisionTower
 
 
 def arguments(**changes):

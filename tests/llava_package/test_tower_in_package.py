@@ -20,8 +20,8 @@ from llava.model import LlavaLlamaForCausalLM
 from tiny_encoder import write_encoder
 from tiny_original import write_original
 
-from sf_llava.plugin import SparseFormerVisionTower, install, uninstall
-from sf_llava.plugin.llava_package import main
+from sf_llava.llava import SparseFormerVisionTower, install, uninstall
+from sf_llava.llava.package.install import main
 
 pytestmark = pytest.mark.llava
 PICTURE = Image.effect_noise((50, 41), 90).convert("RGB")
@@ -171,7 +171,7 @@ def test_the_packages_chat_program_starts_with_the_tower_swapped(tmp_path):
     name = write_encoder(tmp_path / "encoder")
     path = write_original(tmp_path)
     PICTURE.save(tmp_path / "image.png")
-    command = [sys.executable, "-m", "sf_llava.plugin.llava_package", "--tower", name, "llava.serve.cli"]
+    command = [sys.executable, "-m", "sf_llava.llava.package.install", "--tower", name, "llava.serve.cli"]
     command += ["--model-path", str(path), "--image-file", str(tmp_path / "image.png"), "--device", "cpu"]
     command += ["--max-new-tokens", "4", "--temperature", "0", "--conv-mode", "llava_v1"]
     done = subprocess.run(command, input="What is shown?\n\n", capture_output=True, text=True)

@@ -2,10 +2,10 @@
 
 import re
 
-from sf_llava.mini.canvas import DrawnObject
-from sf_llava.mini.captions import TEMPLATES, VOCABULARY, captions, place_of, relation_of
-from sf_llava.mini.shapes import CLASS_NAMES, COLOUR_NAMES, SHAPES
-from sf_llava.mini.world import DOMAINS, draw_scene
+from sf_llava.mini.world.canvas import DrawnObject
+from sf_llava.mini.world.captions import TEMPLATES, VOCABULARY, captions, place_of, relation_of
+from sf_llava.mini.world.scenes import DOMAINS, draw_scene
+from sf_llava.mini.world.shapes import CLASS_NAMES, COLOUR_NAMES, SHAPES
 
 
 def words(text: str) -> list[str]:

@@ -10,11 +10,11 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
 from sf_llava.files import write_directory
-from sf_llava.mini import clip_cifar10, clip_teacher
-from sf_llava.mini.captions import VOCABULARY
-from sf_llava.mini.clip_model import build_clip, build_tokenizer, normalise, save_clip, sincos_positions
-from sf_llava.mini.clip_training import Batch, TrainingConfig, contrastive_loss, learning_rate_factor, train
-from sf_llava.mini.world import draw_scene
+from sf_llava.mini.training import clip_cifar10, clip_teacher
+from sf_llava.mini.training.clip_model import build_clip, build_tokenizer, normalise, save_clip, sincos_positions
+from sf_llava.mini.training.clip_training import Batch, TrainingConfig, contrastive_loss, learning_rate_factor, train
+from sf_llava.mini.world.captions import VOCABULARY
+from sf_llava.mini.world.scenes import draw_scene
 
 TINY = {"width": 64, "layers": 3, "head_dim": 32, "text_width": 64, "text_layers": 1, "projection": 16}
 SHORT = TrainingConfig(steps=4, batch_size=4, evaluate_every=2, save_every=2)

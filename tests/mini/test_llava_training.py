@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sf_llava.checkpoints.conversations import CONVERSATIONS, chat_template
-from sf_llava.checkpoints.llava import load_llava
-from sf_llava.data.scienceqa import ask, explain
-from sf_llava.evaluation.scienceqa import Answerer, Generation
-from sf_llava.mini import llava_training
-from sf_llava.mini.llava_model import build_llava, build_processor, build_tokenizer, fit_projector, save_llava
-from sf_llava.mini.llava_training import RECIPE, Packer, build_head, draw_pool, make_batch, training_losses
-from sf_llava.mini.questions import open_questions
-from sf_llava.plugin import encode_prompts
+from sf_llava.llava import encode_prompts
+from sf_llava.llava.conversations import CONVERSATIONS, chat_template
+from sf_llava.llava.loading import load_llava
+from sf_llava.mini.questions.sets import open_questions
+from sf_llava.mini.training import llava_training
+from sf_llava.mini.training.llava_model import build_llava, build_processor, build_tokenizer, fit_projector, save_llava
+from sf_llava.mini.training.llava_training import RECIPE, Packer, build_head, draw_pool, make_batch, training_losses
+from sf_llava.scienceqa.data import ask, explain
+from sf_llava.scienceqa.run import Answerer, Generation
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sf_llava.mini.clip_training import TrainingConfig, train
+from sf_llava.mini.training.clip_training import TrainingConfig, train
 
 SHORT = TrainingConfig(steps=8, batch_size=1, evaluate_every=8, save_every=2)
 

@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from sf_llava.data.scienceqa import ask, explain, open_scienceqa
-from sf_llava.metrics.scienceqa import GROUPS, score
-from sf_llava.mini.picture_questions import NUMBERS
-from sf_llava.mini.questions import draw_picture, draw_problem, kind_of, picture_problems, text_problem
-from sf_llava.mini.text_questions import OPPOSITES, WORD_CLASSES
+from sf_llava.mini.questions.pictures import NUMBERS
+from sf_llava.mini.questions.sets import draw_picture, draw_problem, kind_of, picture_problems, text_problem
+from sf_llava.mini.questions.texts import OPPOSITES, WORD_CLASSES
+from sf_llava.scienceqa.data import ask, explain, open_scienceqa
+from sf_llava.scienceqa.scoring import GROUPS, score
 
 PICTURE_KINDS = {
     *("colour", "shape", "size", "count", "where", "relation", "arrow"),

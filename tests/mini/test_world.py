@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from sf_llava.mini.canvas import IMAGE_SIZE
-from sf_llava.mini.shapes import CLASS_NAMES, COLOUR_NAMES, COLOURS, SHAPES, shape_mask
-from sf_llava.mini.world import DOMAINS, SPLITS, MiniImages, MiniLabelledImages, draw_scene
+from sf_llava.mini.world.canvas import IMAGE_SIZE
+from sf_llava.mini.world.scenes import DOMAINS, SPLITS, MiniImages, MiniLabelledImages, draw_scene
+from sf_llava.mini.world.shapes import CLASS_NAMES, COLOUR_NAMES, COLOURS, SHAPES, shape_mask
 
 
 def digest(scene) -> str:

@@ -29,6 +29,7 @@ SIZES = [
     dict(batch=1, latents=6, points=9, channels=32, mixing_points=20, height=1, width=40),
 ]
 
+
 def on_kernels(test):
     """Mark a test that runs the kernels: in the interpreter where it was chosen, otherwise on a GPU."""
     if INTERPRETED:

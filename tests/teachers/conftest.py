@@ -17,7 +17,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from sf_llava.mini.clip_model import build_tokenizer
+from sf_llava.mini.training.clip_model import build_tokenizer
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
 

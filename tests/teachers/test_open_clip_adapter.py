@@ -12,8 +12,8 @@ from PIL import Image
 
 from sf_llava.bootstrap.inherit import inherit, student_config
 from sf_llava.data.transforms import Preprocessing
-from sf_llava.metrics.retrieval import caption_ranks, image_ranks, recall_at_k
 from sf_llava.model import SparseFormerModel
+from sf_llava.retrieval.scoring import caption_ranks, image_ranks, recall_at_k
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.open_clip_adapter import as_open_clip_visual
 

@@ -11,8 +11,8 @@ from tiny_models import randomise
 from torch import nn
 
 from sf_llava.data.transforms import Preprocessing
-from sf_llava.metrics.zero_shot import zero_shot_classifier
 from sf_llava.teachers import load_teacher, open_clip_teacher
+from sf_llava.zero_shot.scoring import zero_shot_classifier
 
 
 def local_model(directory):

@@ -1,0 +1,102 @@
+"""``benchmark.py costs``: parameters and multiply-adds beside those of the released models and of the paper.
+
+"official" was measured on the released code, "paper" is printed in Tables 1, 2, 6 and 7; both count multiply-adds, with
+every token in every block. "embedding only" runs where no hidden state is asked for: CLS alone in the last block.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from sf_llava.configuration import PRESETS, preset
+from sf_llava.model import SparseFormerModel
+from sf_llava.model.costs import count_multiply_adds, count_parameters
+from sf_llava.report import print_table, save
+from sf_llava.teachers.architectures import build_image_tower
+
+
+@dataclass
+class Cost:
+    """One encoder; parameters in millions, multiply-adds in billions, None where nothing was published."""
+
+    encoder: str
+    image_size: int
+    num_latents: int | None = None
+    official_parameters: float | None = None
+    official_multiply_adds: float | None = None
+    paper_parameters: float | None = None
+    paper_multiply_adds: float | None = None
+    parameters: float = 0.0
+    multiply_adds: float = 0.0
+    embedding_multiply_adds: float = 0.0
+
+    def count(self) -> "Cost":
+        """Build the encoder without memory for its weights, count it."""
+        with torch.device("meta"):
+            is_ours = self.encoder in PRESETS
+            if is_ours:
+                model = SparseFormerModel(preset(self.encoder, num_latents=self.num_latents))
+            else:
+                model = build_image_tower(self.encoder)
+        self.parameters = count_parameters(model) / 1e6
+        everything = {"output_hidden_states": True} if is_ours else {}
+        self.multiply_adds = count_multiply_adds(model, self.image_size, **everything) / 1e9
+        self.embedding_multiply_adds = count_multiply_adds(model, self.image_size) / 1e9
+        return self
+
+
+PUBLISHED = (
+    Cost("sf-b-augreg-224", 224, 48, 64.19, 3.785, 64, 3.8),
+    Cost("sf-b-augreg-224", 224, 79, None, 6.15, None, 6.2),
+    Cost("sf-b-augreg-224", 320, 79, None, 6.28, None, 6.3),
+    Cost("sf-b-clip-224", 224, 48, 63.81),
+    Cost("sf-l-augreg-224", 224, 48, 212.43, 11.36, 213, 11.4),
+    Cost("sf-l-augreg-384", 384, 48, None, 11.59, None, 11.6),
+    Cost("sf-l-augreg-224", 224, 79, None, 18.57, None, 18.6),
+    Cost("sf-l-augreg-224", 320, 79, None, 18.70, None, 18.7),
+    Cost("sf-l-augreg-384", 384, 143, None, 33.93, None, 33.9),
+    Cost("sf-l-augreg-384", 384, 195, None, 46.44, None, 46.5),
+    Cost("sf-l-clip-224", 224, 63, 212.19, 14.84, None, 14.8),
+    Cost("sf-l-clip-224", 224, 64, None, 15.07),
+    Cost("sf-l-clip-224", 224, 127, None, 29.89, None, 30.0),
+    Cost("sf-l-clip-224", 224, 128, None, 30.1),
+    Cost("sf-l-clip-336", 336, 143, None, 33.85, None, 33.9),
+    Cost("sf-mini", 64, 16),
+    Cost("timm:vit_base_patch16_224", 224, None, None, None, None, 17.5),
+    Cost("open_clip:ViT-L-14-quickgelu", 224, None, None, 81.1, None, 81.1),
+    Cost("open_clip:ViT-L-14-336-quickgelu", 336, None, None, 191, None, 191),
+)
+
+
+def run(output: Path) -> list[Cost]:
+    """Count every encoder, print the table, write ``costs.json``."""
+    costs = [cost.count() for cost in PUBLISHED]
+    rows = [
+        [
+            cost.encoder,
+            cost.image_size,
+            f"{cost.num_latents} + CLS" if cost.num_latents else "",
+            *_compared(cost.parameters, cost.official_parameters, cost.paper_parameters),
+            *_compared(cost.multiply_adds, cost.official_multiply_adds, cost.paper_multiply_adds),
+            f"{cost.embedding_multiply_adds:.2f}",
+        ]
+        for cost in costs
+    ]
+    published = ["official", "paper", "off by"]
+    header = ["encoder", "px", "tokens", "M params", *published, "G mult-adds", *published, "embedding only"]
+    print_table("Parameters and multiply-adds of one image", header, rows)
+    units = "millions of parameters, billions of multiply-adds"
+    save(output, "costs", "cpu", [asdict(cost) for cost in costs], units=units)
+    return costs
+
+
+def deviation(counted: float, official: float | None, paper: float | None) -> float | None:
+    """Relative deviation from the official number, or from the paper's rounded one where there is no other."""
+    reference = official or paper
+    return counted / reference - 1 if reference else None
+
+
+def _compared(counted: float, official: float | None, paper: float | None) -> list[str]:
+    off = deviation(counted, official, paper)
+    return [f"{counted:.2f}", f"{official or ''}", f"{paper or ''}", "" if off is None else f"{off:+.2%}"]

@@ -1,1 +1,0 @@
-"""Foreign checkpoint formats into ours, strictly."""

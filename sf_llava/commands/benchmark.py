@@ -1,0 +1,102 @@
+"""Measure the encoder: its costs, its ops, its speed beside the CLIP it replaces, a bootstrap step, a LLaVA.
+
+    python scripts/benchmark.py costs        parameters and multiply-adds beside the paper's: all within 0.5 %
+    python scripts/benchmark.py ops          sampling and mixing, plain PyTorch against the ops: the ops are faster
+    python scripts/benchmark.py encoder      images a second beside CLIP: about the ratio of multiply-adds
+    python scripts/benchmark.py bootstrap    a training step, split into data, teacher, student, optimiser
+    python scripts/benchmark.py llava        tower, projector, prefill and decode for 256, 128, 64 visual tokens
+    python scripts/benchmark.py all          on a GPU: its tests, every table, the targets, in under ten minutes
+
+Tables go to the screen, JSON and a plot to ``benchmarks/results``. On the CPU one thread is used.
+"""
+
+import argparse
+from pathlib import Path
+
+from sf_llava import cli
+
+REPEATS = cli.Number(int, 1, 10**6)
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+PAIRS = ("sf-b-49", "sf-l-64", "sf-l-128", "sf-l-144-336", "sf-mini")
+SIZES = ("sf-mini", "sf-b-49 @224", "sf-l-64 @224", "sf-l-144 @336")
+
+
+def main(argv: list[str]) -> None:
+    """Parse the sub-command, run it."""
+    arguments = _parse(argv)
+
+    from sf_llava.files import make_directory
+
+    make_directory(arguments.output)
+    with cli.when_stopped(f"tables that were finished are in {arguments.output}; the same command measures anew"):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the sub-command."""
+    import torch
+
+    from sf_llava.measure.setup import choose_device
+
+    if arguments.command == "costs":
+        from sf_llava.benchmark import cost_table
+
+        cost_table.run(arguments.output)
+        return
+    device = str(choose_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    if device == "cpu":
+        torch.set_num_threads(1)
+    elif torch.device(device).type == "cuda":
+        torch.cuda.set_device(torch.device(device).index or 0)
+    else:
+        raise ValueError(f"--device {device}: cuda and cpu are measured")
+    if arguments.command == "all":
+        if device == "cpu":
+            raise ValueError("all measures a GPU and found none: run the other sub-commands on the CPU")
+        from sf_llava.benchmark import everything
+
+        written = everything.run(arguments.output, device, everything.plan(arguments.output, device))
+        if unfinished := [step["step"] for step in written["steps"] if step["outcome"] != "done"]:
+            raise RuntimeError(f"not finished: {', '.join(unfinished)}; see above")
+        return
+    from sf_llava.benchmark import bootstrap, encoder, llava, ops
+
+    common = dict(output=arguments.output, device=device, dtype=arguments.dtype, repeats=arguments.repeats)
+    common["seed"] = arguments.seed
+    if arguments.command == "ops":
+        ops.run(batch_sizes=arguments.batch_size or [8], sizes=arguments.sizes, **common)
+    elif arguments.command == "encoder":
+        modes = arguments.modes or (["eager"] if device == "cpu" else ["eager", "graph", "compiled"])
+        encoder.run(pairs=arguments.pairs, batch_sizes=arguments.batch_size or [1, 8, 32, 128], modes=modes, **common)
+    elif arguments.command == "bootstrap":
+        batch_size = (arguments.batch_size or [32])[0]
+        bootstrap.run(pairs=arguments.pairs, batch_size=batch_size, data=arguments.data, **common)
+    else:
+        llava.run(llm=arguments.llm, batch_size=(arguments.batch_size or [1])[0], **common)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", help="cuda, cuda:1, cpu; a GPU where there is one")
+    timed = argparse.ArgumentParser(add_help=False)
+    timed.add_argument("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"])
+    timed.add_argument("--batch-size", type=cli.BATCH, nargs="+", help="images at once")
+    timed.add_argument("--repeats", type=REPEATS, default=10, help="repetitions after the warm-up")
+    timed.add_argument("--seed", type=cli.SEED, default=0)
+    pairs = argparse.ArgumentParser(add_help=False)
+    pairs.add_argument("--pairs", nargs="+", default=PAIRS[:2], choices=PAIRS, help="SparseFormers beside their CLIP")
+    commands.add_parser("costs", parents=[output], help="parameters and multiply-adds beside the paper's")
+    ops = commands.add_parser("ops", parents=[output, device, timed], help="the ops beside plain PyTorch and a copy")
+    ops.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES, help="latents and feature map of an encoder")
+    encoder = commands.add_parser("encoder", parents=[output, device, timed, pairs], help="images a second beside CLIP")
+    encoder.add_argument("--modes", nargs="+", choices=["eager", "graph", "compiled"], help="default: all; CPU: eager")
+    step = commands.add_parser("bootstrap", parents=[output, device, timed, pairs], help="one training step in parts")
+    step.add_argument("--data", default="mini", help="data set whose reading is timed, by name")
+    whole = commands.add_parser("llava", parents=[output, device, timed], help="a LLaVA in parts")
+    whole.add_argument("--llm", default="mini", choices=["mini", "1b", "7b", "13b"], help="geometry, random weights")
+    commands.add_parser("all", parents=[output, device], help="GPU tests and every table")
+    return parser.parse_args(argv)

@@ -1,0 +1,151 @@
+"""Chat with a LLaVA through two towers: its own CLIP, and a SparseFormer in CLIP's place. Opens a page on this machine.
+
+    python demo/chat.py
+        the embedded default, offline: the mini LLaVA, and the student of make quickstart beside it if there is one
+    python demo/chat.py --encoder runs/sf-16 runs/sf-32
+        encoders of different sizes; their latents are chosen in the sidebar
+    python demo/chat.py --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
+            --conversation llava_v1 --load-in-4bit
+        any LLaVA, in transformers' or the original format, and an encoder bootstrapped from its CLIP
+
+Expected: the address of the page, http://127.0.0.1:7860 or the next free port. Ctrl-C ends it; nothing that was sent
+is kept.
+"""
+
+import argparse
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sf_llava import cli
+from sf_llava.demo.memory import share_heaps
+
+MINI = "mini"
+QUICKSTART = Path("runs/quickstart")
+UPLOADS = "uploads"  # in a folder that is removed at the end
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MINI, metavar="NAME", help="LLaVA: a directory or a hub name (%(default)s)")
+    parser.add_argument(
+        "--encoder",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="SparseFormer or its run (mini: the quickstart's); several with different latents can be chosen from",
+    )
+    parser.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
+    parser.add_argument("--conversation", choices=["llava_v1", "vicuna_v1"], help="default: the model's own")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
+    bits = parser.add_mutually_exclusive_group()
+    bits.add_argument("--load-in-4bit", dest="bits", action="store_const", const=4, help="the LLM, by bitsandbytes")
+    bits.add_argument("--load-in-8bit", dest="bits", action="store_const", const=8, help="the LLM, by bitsandbytes")
+    parser.add_argument(
+        "--seed", type=cli.SEED, default=0, metavar="N", help="of answers above temperature 0 (%(default)s)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
+    parser.add_argument(
+        "--port", type=cli.Number(int, 1, 65535), metavar="N", help="default: 7860 or the next free one"
+    )
+    parser.add_argument(
+        "--proxy-name",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names, also NAME:PORT, by which a proxy in front of this server is asked; other names are refused",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Load once, then serve until interrupted."""
+    arguments = parse(argv)
+    if importlib.util.find_spec("gradio") is None:
+        raise RuntimeError("the demo needs gradio, which is not installed: pip install -e .[demo]")
+    if hasattr(signal, "SIGHUP"):  # as other signals do, so that the folder of uploads is removed then too
+        signal.signal(signal.SIGHUP, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="sf_llava_", ignore_cleanup_errors=True) as folder:
+        share_heaps()
+        prepare(folder)
+        from sf_llava.demo.serve import Server, listen
+
+        with listen(arguments.host, arguments.port) as listener:
+            server = Server(arguments.host, listener, arguments.proxy_name)
+            from sf_llava.demo.examples import write_examples
+            from sf_llava.demo.interface import build, mount
+
+            engine, about, mini = load(arguments)
+            pictures = Path(folder) / "examples"
+            pictures.mkdir()
+            blocks = build(engine, write_examples(pictures), about, whole=not mini)
+            try:
+                server.start(mount(blocks, [str(pictures)]), Path(folder) / UPLOADS)
+                print(f"open {server.url}", flush=True)
+                server.wait()
+            finally:
+                server.close()
+
+
+def prepare(folder: str) -> None:
+    """Tell gradio, before it is imported, to ask nobody outside and to keep uploads where they are soon removed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / UPLOADS)
+    os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "2")  # seconds until a closed page is noticed
+
+
+def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
+    """Load model and encoder: the engine, a sentence about both, and whether it is the embedded default."""
+    import torch
+    import transformers
+
+    from sf_llava.demo.engine import Engine
+    from sf_llava.llava.conversations import chat_template
+    from sf_llava.llava.loading import load_llava
+    from sf_llava.measure.setup import DTYPES, choose_device
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(arguments.seed)
+    model_path, encoders, hint = arguments.model, arguments.encoder, ""
+    if mini := arguments.model == MINI:
+        model_path, encoders, hint = choose_mini(encoders)
+    placement: dict[str, Any] = {"device_map": {"": choose_device(arguments.device)}}
+    if arguments.bits:
+        from sf_llava.llava.quantisation import quantisation_config
+
+        placement["quantization_config"] = quantisation_config(arguments.bits, DTYPES[arguments.dtype])
+    model, processor = load_llava(model_path, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
+    if arguments.conversation:
+        processor.chat_template = chat_template(arguments.conversation)
+    engine = Engine(model, processor, encoders)
+    return engine, describe(arguments, engine, hint), mini
+
+
+def choose_mini(encoders: list[str]) -> tuple[Path, list[str], str]:
+    """Find the embedded LLaVA, and the quickstart's student unless encoders are named; what to say about it."""
+    from sf_llava.mini import MINI_LLAVA_DIR
+
+    if not (MINI_LLAVA_DIR / "model.safetensors").is_file():
+        raise ValueError(
+            "the embedded LLaVA is not part of this version: train one with scripts/train_mini.py llava and name it, "
+            "--model runs/mini_llava/llava; or name another --model"
+        )
+    hint = "It is tiny and knows only drawn shapes, maps and charts, in the examples' words, one question at a time."
+    if not encoders:
+        encoders = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
+    if not encoders:
+        hint += f" CLIP answers alone: no student in `{QUICKSTART}`; `make quickstart` trains one in minutes."
+    return MINI_LLAVA_DIR, encoders, hint
+
+
+def describe(arguments: argparse.Namespace, engine: Any, hint: str) -> str:
+    """Say in Markdown what is running."""
+    name = "the embedded LLaVA" if arguments.model == MINI else f"`{Path(arguments.model).name}`"
+    how = f"on {engine.device.type}, {f'{arguments.bits} bits' if arguments.bits else arguments.dtype}"
+    return f"This is {name} {how}. {hint}".strip()

@@ -1,0 +1,169 @@
+"""What swapping the tower costs a LLaVA: the mini LLaVA on held-out questions through every tower, side by side.
+
+    python scripts/swap_table.py
+        trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation) and with aligned tokens,
+        then asks 3,200 image questions through each: three to four hours of a core. What is done is read again, so
+        the same command resumes
+    python scripts/swap_table.py --latents 16 --seeds 1 --align set --questions 1000
+        a part of it, in minutes
+
+The kind of alignment is chosen on the validation questions. Expected: a table of accuracy on image questions, share
+kept and paired difference to the teacher (95 %), one by kind of question, the controls, results.json and a plot.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sf_llava import cli
+
+LATENTS = cli.Number(int, 1, 2**16)
+SEEDS = cli.Number(int, 1, 1000)
+QUESTIONS = cli.Number(int, 2, 10**6)
+CONTROLS = ("blind", "shuffled", "grey")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latents", type=LATENTS, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
+    parser.add_argument("--seeds", type=SEEDS, default=2, metavar="K", help="seeds of each student (%(default)s)")
+    parser.add_argument(
+        "--align",
+        nargs="+",
+        default=["set+readout", "set+llm+placed"],
+        metavar="LOSSES",
+        help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm+placed)",
+    )
+    parser.add_argument("--questions", type=QUESTIONS, default=6400, help="half of them have an image (%(default)s)")
+    parser.add_argument("--steps", type=cli.POSITIVE_INT, default=450, help="of the bootstrap (%(default)s)")
+    parser.add_argument(
+        "--continued-steps",
+        type=cli.POSITIVE_INT,
+        help="of the continuations (the recipe's: 220, and 600 where a LLM is asked)",
+    )
+    parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
+    parser.add_argument("--output", default="runs/swap_table", metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
+    parser.add_argument("--threads", type=cli.THREADS_OR_AUTO, default=0, help="of the CPU; 0: torch's choice (0)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Parse, run, with the directory of the series for this process alone."""
+    arguments = parse(argv)
+
+    from sf_llava.files import locked
+
+    kept = f"students and answers so far stay in {arguments.output}; the same command goes on"
+    with locked(arguments.output), cli.when_stopped(kept):
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, ask, print, draw."""
+    import transformers
+
+    from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
+    from sf_llava.experiments import swap_table
+    from sf_llava.files import write_json
+    from sf_llava.llava.loading import load_llava
+    from sf_llava.llava.towers import ORIGINAL, POOLED
+    from sf_llava.measure.setup import choose_device
+    from sf_llava.mini import MINI_LLAVA_DIR
+    from sf_llava.report import environment
+
+    for align in arguments.align:
+        parse_alignment(align)  # an unknown name is an error now, not after an hour
+    transformers.utils.logging.disable_progress_bar()
+    device = choose_device(arguments.device)
+    model, processor = load_llava(MINI_LLAVA_DIR if arguments.model == "mini" else arguments.model)
+    series = swap_table.SwapSeries(
+        BootstrapConfig(device=arguments.device, threads=arguments.threads),
+        arguments.steps,
+        arguments.continued_steps,
+        Path(arguments.output),
+        arguments.model,
+        model.to(device).eval(),
+        processor,
+        arguments.questions,
+    )
+    validation = series.choose_alignment(arguments.align, arguments.latents[0], 0)
+    chosen = next(iter(validation))
+    rows: list[dict[str, Any]] = [
+        {"name": name, "short": short, "scores": [series.ask(tower)]}
+        for name, short, tower in (("teacher", "teacher", ORIGINAL), ("teacher, pooled 2 x 2", "pooled", POOLED))
+    ]
+    for count in arguments.latents:
+        for title, short, continued, align in (
+            ("bootstrapped (paper)", f"{count}", False, None),
+            ("+ continuation (paper)", f"{count} cont.", True, None),
+            (f"+ continuation, {chosen}", f"{count} aligned", True, chosen),
+        ):
+            students = [swap_table.Student(count, seed, continued, align) for seed in range(arguments.seeds)]
+            for placed in (False, True):
+                name = f"{count} latents {title}" + ", placed" * placed
+                scores = [series.ask(student, placed=placed) for student in students]
+                rows.append({"name": name, "scores": scores} | ({} if placed else {"short": short}))
+    best = swap_table.Student(arguments.latents[0], 0, True, chosen)
+    for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):
+        for control in CONTROLS if tower == ORIGINAL else CONTROLS[1:]:
+            rows.append({"name": f"{name}, {control}", "scores": [series.ask(tower, control=control)]})
+    report(rows, validation)
+    draw(rows, Path(arguments.output) / "swap_table.png")
+    for row in rows:
+        row["scores"] = [{key: value for key, value in score.items() if key != "answers"} for score in row["scores"]]
+    for name in validation:
+        validation[name] = {"image_accuracy": validation[name].get("image_accuracy")}
+    results = {"settings": vars(arguments), "environment": environment(device.type), "validation": validation}
+    write_json(Path(arguments.output) / "results.json", results | {"rows": rows})
+    print(f"\nwritten to {arguments.output}/results.json and {arguments.output}/swap_table.png")
+
+
+def report(rows: list[dict[str, Any]], validation: dict[str, dict[str, Any]]) -> None:
+    """Print the tables; adds kept share and paired differences to the rows."""
+    from sf_llava.report import print_table
+    from sf_llava.scienceqa import scoring
+    from sf_llava.scienceqa.report import print_kinds
+
+    if len(validation) > 1:
+        found = ", ".join(f"{name} {score['image_accuracy']:.2%}" for name, score in validation.items())
+        print(f"alignment chosen on validation questions: {found}")
+    teacher = rows[0]["scores"][0]
+    body = []
+    for row in rows:
+        accuracies = [score["image_accuracy"] for score in row["scores"]]
+        row["image_accuracy"] = sum(accuracies) / len(accuracies)
+        row["kept"] = row["image_accuracy"] / teacher["image_accuracy"] if teacher["image_accuracy"] else None
+        row["differences"] = [scoring.compare(score, teacher)["image"] for score in row["scores"]]
+        differences = "; ".join(
+            f"{100 * d['difference']:+.2f} ({100 * d['interval'][0]:+.1f} to {100 * d['interval'][1]:+.1f})"
+            for d in row["differences"]
+        )
+        each = " ".join(f"{100 * accuracy:.2f}" for accuracy in accuracies)
+        kept = "-" if row["kept"] is None else f"{row['kept']:.1%}"
+        body.append([row["name"], each, kept, "" if row is rows[0] else differences])
+    title = f"mini LLaVA, {teacher['image_total']:,} held-out image questions, accuracy in %; LLM and projector frozen"
+    print_table(title, ["tower", "each seed", "kept", "points from the teacher (95 %, paired), each seed"], body)
+    print_kinds({row["short"]: row["scores"][0] for row in rows if "short" in row})
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the accuracies as bars, a dot a seed."""
+    from matplotlib.figure import Figure
+
+    from sf_llava.report import save_figure
+
+    figure = Figure(figsize=(8, 0.34 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows))
+    axes.barh(places, [100 * row["image_accuracy"] for row in rows], color="#9db7d5")
+    for place, row in zip(places, rows, strict=True):
+        dots = [100 * score["image_accuracy"] for score in row["scores"]]
+        axes.plot(dots, [place] * len(dots), "o", color="#1f3d63", markersize=4)
+        axes.text(1, place, f"{100 * row['image_accuracy']:.1f}", va="center", fontsize=8)
+    axes.axvline(100 * rows[0]["image_accuracy"], color="#b04a3a", linewidth=1)
+    axes.set_yticks(places, [row["name"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="% of image questions right (dots: seeds, line: teacher)")
+    save_figure(figure, path)

@@ -1,0 +1,122 @@
+"""Draw where an encoder looks: the paper's Figures 3-7, for any images.
+
+    python scripts/visualize.py
+        the quickstart's student on four drawn pictures, beside its teacher: three PNG files in runs/visualize
+    python scripts/visualize.py photos/*.jpg --encoder runs/sf-l-clip --output runs/photos
+        the same for your images
+
+Expected: the names of focus.png (input, RoIs of the first, third and last iteration, sampling points), iterations.png
+(RoIs of every iteration with the way of their centres) and heat.png (sampling mass, attention), and how far RoIs move.
+"""
+
+import argparse
+import io
+from typing import TYPE_CHECKING
+
+from sf_llava import cli
+
+NUM_IMAGES = cli.Number(int, 1, 64)
+SEED = cli.Number(int, 0, 10**6)
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files (default: drawn pictures)")
+    parser.add_argument("--encoder", metavar="DIR", help="encoder or run directory (default: the quickstart's)")
+    parser.add_argument("--teacher", metavar="NAME", help="teacher beside it (default: the one that its run names)")
+    parser.add_argument("--output", default="runs/visualize", metavar="DIR", help="where the pictures go (%(default)s)")
+    parser.add_argument("--num-images", type=NUM_IMAGES, default=4, help="drawn pictures to show (%(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="which drawn pictures (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to run (%(default)s)")
+    arguments = parser.parse_args(argv)
+    if len(arguments.images) > NUM_IMAGES.high:
+        raise ValueError(f"{len(arguments.images)} images do not fit on one sheet: name at most {NUM_IMAGES.high}")
+    return arguments
+
+
+def open_pictures(arguments: argparse.Namespace) -> "list[Image.Image]":
+    """Read the images of the command line, or draw some of both domains of the mini world."""
+    from sf_llava.data.images import decode
+    from sf_llava.files import read_bytes
+    from sf_llava.mini.world.scenes import MiniImages
+
+    if arguments.images:
+        return [decode(read_bytes(path), path) for path in arguments.images]
+    world = MiniImages("both", size=2 * arguments.num_images + arguments.seed, split="test")
+    return [world.load(arguments.seed + index) for index in range(arguments.num_images)]
+
+
+def describe_movement(rois: "Tensor") -> str:
+    """Say in one line how far RoIs (B, I + 1, N, 4) move, how they change in size, and how much images differ."""
+    centres = (rois[..., :2] + rois[..., 2:]) / 2  # [B, I + 1, N, 2]
+    sizes = rois[..., 2:] - rois[..., :2]
+    moved = (centres[:, -1] - centres[:, 0]).norm(dim=-1).mean()
+    differ = centres[:, -1].std(dim=0, unbiased=False).norm(dim=-1).mean()
+    return (
+        f"from the learned start to the last iteration RoI centres move by {moved:.3f} of the image on average and "
+        f"RoI sides go from {sizes[:, 0].mean():.3f} to {sizes[:, -1].mean():.3f}; between the {len(rois)} images the "
+        f"last centres differ by {differ:.3f}"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Parse, run the encoder, draw."""
+    arguments = parse(argv)
+
+    from sf_llava.files import make_directory, write_bytes
+
+    folder = make_directory(arguments.output)
+
+    import torch
+
+    from sf_llava import visualize
+    from sf_llava.data.transforms import Preprocessing
+    from sf_llava.measure.setup import QUICKSTART, choose_device, teacher_of
+    from sf_llava.model.loading import load_encoder
+    from sf_llava.teachers import load_teacher
+    from sf_llava.teachers.attention import cls_attention
+
+    path = arguments.encoder or QUICKSTART
+    device = choose_device(arguments.device)
+    encoder = load_encoder(path, device=device)
+    config = encoder.config
+    preprocessing = Preprocessing(config.image_size, config.image_mean, config.image_std)
+    views = [preprocessing.fit(picture) for picture in open_pictures(arguments)]
+    pixel_values = torch.stack([preprocessing.normalise(view) for view in views]).to(device)
+    with torch.no_grad():
+        output = encoder(pixel_values, output_hidden_states=True, output_sampling_points=True)
+        student_attention = cls_attention(
+            output.hidden_states[-2],
+            encoder.cortex[-1].state_dict(),
+            config.num_attention_heads,
+            config.cortex_layer_norm_eps,
+        )
+        teacher_attention = None
+        if teacher_name := arguments.teacher or teacher_of(path):
+            teacher = load_teacher(teacher_name, device=device)
+            seen = torch.stack([teacher.preprocessing(view) for view in views]).to(device)
+            last = teacher.num_hidden_layers - 1
+            teacher_attention = cls_attention(
+                teacher.tokens(seen, last),
+                teacher.block_state_dict(last),
+                teacher.num_attention_heads,
+                teacher.layer_norm_eps,
+            )
+            side = teacher.image_size // teacher.patch_size
+            teacher_attention = teacher_attention.unflatten(-1, (side, side))
+    sheets = {
+        "focus": visualize.focus_sheet(views, output.rois, output.sampling_points),
+        "iterations": visualize.iteration_sheet(views, output.rois),
+        "heat": visualize.heat_sheet(views, output.sampling_points, student_attention, teacher_attention),
+    }
+    for name, picture in sheets.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        write_bytes(folder / f"{name}.png", buffer.getvalue())
+        print(folder / f"{name}.png")
+    print(describe_movement(output.rois))

@@ -1,0 +1,162 @@
+"""Zero-shot classification of a teacher and its student in one run.
+
+    python eval/zero_shot.py
+        the mini teacher and the quickstart's student on the drawn world: a table within a minute or two on two cores
+    python eval/zero_shot.py --encoder runs/sf-l-64 --teacher open_clip:ViT-L-14-quickgelu/openai \\
+            --data folder:/data/imagenet/val --dtype fp16 --batch-size 256 --workers 12
+        ImageNet with its 1,000 names and 80 templates (paper, Table 6: CLIP L/14 75.4, SF-L with 64 tokens 73.6);
+        the flat validation folder too, with val.txt or LOC_val_solution.csv beside it. ImageNet-Sketch, -A and -R are
+        recognised by their folders; name the classes of ImageNet-V2, parquet and hub sets: --classes imagenet
+    python eval/zero_shot.py --encoder runs/cifar --teacher runs/cifar_clip --data parquet:cifar10/validation.parquet
+    torchrun --nproc_per_node 8 eval/zero_shot.py ...   identical numbers on eight devices
+
+Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
+tokens, parameters and images/s of the forward pass; a JSON file with these, accuracies by class, where teacher and
+student differ, unreadable images, device, dtype and versions. The text classifier is kept in --cache. A classification
+teacher (timm's AugReg) and its student are scored through their own classifier.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sf_llava import cli
+
+if TYPE_CHECKING:
+    from sf_llava.zero_shot.run import ZeroShotResult
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", metavar="NAME", help="default: the one the student's run names, else mini")
+    parser.add_argument("--encoder", metavar="DIR", help="student: encoder or run (default: the quickstart's)")
+    parser.add_argument("--data", default="mini", metavar="NAME", help="labelled images (%(default)s)")
+    parser.add_argument(
+        "--classes", metavar="NAME", help="mini, cifar10, imagenet, imagenet-a, -r or FILE.json (default: the data's)"
+    )
+    parser.add_argument("--templates", metavar="NAME", help="a class set's, simple, FILE.json or one text with {}")
+    parser.add_argument("--batch-size", type=cli.BATCH, default=64, help="images a forward pass (%(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda ... (%(default)s: the GPU where there is one)"
+    )
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
+    parser.add_argument("--output", default="runs/zero_shot.json", metavar="FILE", help="results (%(default)s)")
+    parser.add_argument("--cache", default="runs/embeddings", metavar="DIR", help="kept classifiers (%(default)s)")
+    parser.add_argument(
+        "--workers", type=cli.THREADS_OR_AUTO, default=0, help="decoding processes (%(default)s: none besides this one)"
+    )
+    parser.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="evaluate on N images, drawn by --seed")
+    parser.add_argument("--seed", type=cli.SEED, default=0, help="of --limit's draw (%(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Load, run, print, save."""
+    arguments = parse(argv)
+
+    import transformers
+    from accelerate import PartialState
+
+    from sf_llava.data import open_labelled
+    from sf_llava.files import require_writable_file
+    from sf_llava.measure.setup import choose_device, choose_models, load_models
+    from sf_llava.measure.store import EmbeddingStore
+    from sf_llava.zero_shot.run import evaluate_zero_shot
+    from sf_llava.zero_shot.task import zero_shot_task
+
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
+    started = time.perf_counter()
+    require_writable_file(arguments.output)
+    device = choose_device(arguments.device)
+    encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
+    images = open_labelled(arguments.data)
+    teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
+    with progress("prompts", "class") as advance:
+        task = zero_shot_task(
+            teacher,
+            images,
+            arguments.classes,
+            arguments.templates,
+            arguments.limit,
+            arguments.seed,
+            advance,
+            EmbeddingStore(arguments.cache),
+        )
+    with progress("images", "image") as advance:
+        result = evaluate_zero_shot(
+            task,
+            encoders,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            advance=lambda count: advance(count * PartialState().num_processes, len(task.indices)),
+            state=PartialState(),
+        )
+    if PartialState().is_main_process:
+        settings = vars(arguments) | {"teacher": teacher_name, "encoder": encoder, "device": device.type}
+        report(result, settings, time.perf_counter() - started)
+
+
+@contextmanager
+def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar with ETA; yields what is called with (done just now, total). Silent without a terminal."""
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    disable = None if PartialState().is_main_process else True
+    with tqdm(desc=what, unit=unit, disable=disable, leave=False) as bar:
+
+        def advance(count: int, total: int) -> None:
+            bar.total = total
+            bar.update(count)
+
+        yield advance
+
+
+def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -> None:
+    """Print the table and what a reader should know beside it; write the JSON file."""
+    import transformers
+    from accelerate import PartialState
+
+    from sf_llava.files import write_json
+    from sf_llava.report import environment, print_table
+
+    values = result.to_dict()
+    machine = environment(settings["device"])
+    machine |= {"transformers": transformers.__version__, "processes": PartialState().num_processes}
+    origin = values["classes"]
+    if values["templates"]:
+        origin += f", prompts: {len(values['templates'])}"
+    counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
+    print_table(f"{settings['teacher']} on {settings['data']}: {counts}", *result.table())
+    for comparison in values["comparisons"]:
+        low, high = (100 * bound for bound in comparison["top1_difference_interval"])
+        print(
+            f"\n{comparison['encoder']} - {comparison['reference']}: {100 * comparison['top1_difference']:+.2f} points "
+            f"of top-1 (95 % {low:+.2f} to {high:+.2f}, paired); same answer on {comparison['agreement']:.1%} of images"
+        )
+        print(
+            f"right on both {comparison['both_right']:,}, only on {comparison['encoder']} "
+            f"{comparison['only_encoder_right']:,}, only on {comparison['reference']} "
+            f"{comparison['only_reference_right']:,}, on neither {comparison['neither_right']:,} images"
+        )
+        for pair in comparison["commonest_disagreements"][:3]:
+            print(
+                f"  {pair['images']:,} x {comparison['reference']}: {pair['reference']}, "
+                f"{comparison['encoder']}: {pair['encoder']}"
+            )
+    if settings["encoder"] is None:
+        print("\nthe teacher alone: python scripts/bootstrap_clip.py makes a student, --encoder DIR names one")
+    for note in values["notes"]:
+        print(f"\nnote: {note}")
+    if result.corrupt:
+        print(f"\n{len(result.corrupt)} unreadable images left out, the first: {result.corrupt[0]}")
+    threads = f", {machine['threads']} thread(s)" if "threads" in machine else ""
+    where = f"{settings['dtype']}, batch {settings['batch_size']}, {machine['device']}{threads}"
+    print(f"\n{where}; {seconds:.0f} s in all, images/s of the forward pass alone")
+    write_json(
+        settings["output"], values | {"settings": settings, "environment": machine, "seconds": round(seconds, 1)}
+    )
+    print(f"written to {settings['output']}")

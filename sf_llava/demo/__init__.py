@@ -1,0 +1,1 @@
+"""The chat: one LLM, two towers side by side, the RoIs on the picture."""

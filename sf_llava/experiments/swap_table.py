@@ -1,0 +1,164 @@
+"""What a swap costs the mini LLaVA: students bootstrapped, continued and aligned, all asked the same questions.
+
+Every student's run and every set of answers has a directory of its own, so a killed series continues.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from sf_llava import files
+from sf_llava.bootstrap.config import BootstrapConfig, asks_llm, complete
+from sf_llava.bootstrap.run import bootstrap
+from sf_llava.llava.towers import tower_in_place
+from sf_llava.measure.store import digest_weights
+from sf_llava.scienceqa import scoring
+from sf_llava.scienceqa.data import ScienceQA, open_scienceqa
+from sf_llava.scienceqa.run import Answerer, Generation, answer_all
+
+MAX_NEW_TOKENS = 64  # the mini LLaVA's answers have about twenty
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student of the table.
+
+    Attributes:
+        num_latents: N.
+        seed: of its bootstrap.
+        continued: with the ScienceQA continuation.
+        align: ``--align`` of the continuation, None for the paper's loss alone.
+    """
+
+    num_latents: int
+    seed: int
+    continued: bool = False
+    align: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its run directory."""
+        how = self.align or "cosine" if self.continued else "bootstrapped"
+        return f"{self.num_latents}-seed{self.seed}-{how.replace('=', '')}"
+
+
+@dataclass(frozen=True)
+class SwapSeries:
+    """What all rows of the table have in common.
+
+    Attributes:
+        common: numbers that every bootstrap shares (device, dtype, threads).
+        steps: of the bootstrap; None for the recipe's.
+        continued_steps: of the continuation; None for the recipe's, which has more where a LLM is asked.
+        output: directory of all runs and answers.
+        llava: name of the LLaVA, which alignment with its LLM loads.
+        model: the LLaVA, with its own tower; its weights are never changed.
+        processor: its processor.
+        questions: how many questions of a split are drawn; half of them have an image, and those are asked.
+        batch_size: questions generated together.
+    """
+
+    common: BootstrapConfig
+    steps: int | None
+    continued_steps: int | None
+    output: Path
+    llava: str
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+    questions: int
+    batch_size: int = 64
+
+    def train(self, student: Student) -> Path:
+        """Bootstrap a student (and what it continues), or find it done; return its run directory."""
+        for stage in self.stages(student):
+            bootstrap(stage)
+        return Path(stage.output)
+
+    def stages(self, student: Student) -> list[BootstrapConfig]:
+        """The runs that make a student, in order."""
+        first = replace(student, continued=False, align=None)
+        config = replace(self.common, num_latents=student.num_latents, seed=student.seed, resume=True)
+        stages = [replace(config, stage="mini", steps=self.steps, output=self._run(first))]
+        if student.continued:
+            stage = dict(stage="scienceqa", steps=self.continued_steps, align=student.align)
+            if asks_llm(student.align):
+                stage["llava"] = self.llava
+            stages.append(replace(config, init_from=self._run(first), output=self._run(student), **stage))
+        return [complete(stage) for stage in stages]
+
+    def _run(self, student: Student) -> str:
+        return str(self.output / "students" / student.key)
+
+    def ask(
+        self, student: Student | str, split: str = "test", placed: bool = False, control: str | None = None
+    ) -> dict[str, Any]:
+        """Score a tower on the image questions of a split, or read what an earlier call measured.
+
+        Args:
+            student: a student, ``ORIGINAL`` or ``POOLED``.
+            split: ``validation`` or ``test``.
+            placed: with positions and bias.
+            control: ``blind``, ``shuffled``, ``grey`` or None.
+
+        Returns:
+            What :func:`sf_llava.scienceqa.scoring.score` returns, and the settings.
+
+        Raises:
+            ValueError: ``output`` holds answers of other settings or another LLaVA.
+        """
+        key = student.key if isinstance(student, Student) else student
+        name = "-".join(filter(None, (key, "placed" if placed else None, control)))
+        folder = self.output / f"answers-{split}" / name
+        settings = {
+            "tower": key,
+            "split": split,
+            "placed": placed,
+            "drawn": self.questions,
+            "llava": self._weights,
+        }
+        if isinstance(student, Student):
+            settings["stages"] = [f"{stage.steps} steps, align {stage.align}" for stage in self.stages(student)]
+        if (folder / "score.json").exists():
+            known = files.read_json_object(folder / "score.json")
+            if known.get("settings") != settings:
+                raise ValueError(f"{folder} holds answers of other settings: name another --output, or remove it")
+            return known
+        data = self._open(split)
+        tower = self.train(student) if isinstance(student, Student) else student
+        with (
+            tower_in_place(self.model, self.processor, tower) as num_patches,
+            tqdm(desc=name, total=len(data.problems), unit="question", mininterval=2, leave=False) as bar,
+        ):
+            generation = Generation(max_new_tokens=MAX_NEW_TOKENS)
+            texts = answer_all(
+                Answerer(self.model, self.processor, generation, num_patches if placed else None),
+                data,
+                folder,
+                settings,
+                control=control,
+                batch_size=self.batch_size,
+                progress=lambda problem, text: bar.update(),
+            )
+        result = scoring.score(data.problems, texts) | {"settings": settings}
+        files.write_json(folder / "score.json", result)
+        return result
+
+    def choose_alignment(self, candidates: Sequence[str], num_latents: int, seed: int) -> dict[str, dict[str, Any]]:
+        """Score the candidates for ``--align`` on the validation split, by name; the best one comes first."""
+        if len(candidates) == 1:
+            return {candidates[0]: {}}
+        scores = {align: self.ask(Student(num_latents, seed, True, align), "validation") for align in candidates}
+        return dict(sorted(scores.items(), key=lambda item: -item[1]["image_accuracy"]))
+
+    @cached_property
+    def _weights(self) -> str:
+        return digest_weights(self.model)  # first asked for while its own tower is in place
+
+    def _open(self, split: str) -> ScienceQA:
+        data = open_scienceqa(f"mini:{self.questions}", split)
+        return replace(data, problems=[problem for problem in data.problems if problem.has_image])

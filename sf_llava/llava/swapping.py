@@ -1,0 +1,233 @@
+"""Put a SparseFormer in the place of a loaded LLaVA's vision tower, and take it out again.
+
+    swapped = swap(model, processor, "path/to/encoder")     # model.generate(...) now sees through the SparseFormer
+    restore(swapped)                                        # the old tower is back, bit for bit
+
+Projector and LLM are left as they are: the encoder speaks the language of the CLIP it was bootstrapped from.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from sf_llava.llava.host import find_llava, kind_of, unwrap
+from sf_llava.llava.tokens import PROCESSOR_FIELDS, count_image_tokens, fit_image_processor, fit_processor
+from sf_llava.model import SparseFormerModel
+from sf_llava.model.loading import load_encoder
+
+
+class Interface(NamedTuple):
+    """What a tower's tokens meet in a LLaVA.
+
+    Attributes:
+        width: channels that the projector takes.
+        dtype: in which it computes.
+        device: where.
+        spread: whether accelerate fetches its inputs there, as in a model spread over devices.
+    """
+
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+    spread: bool
+
+
+@dataclass
+class Swap:
+    """What :func:`restore` needs: the model as it was.
+
+    ``encoder`` is the tower now in place, ``hooked`` whether swap let accelerate fetch its inputs.
+    """
+
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+    encoder: SparseFormerModel
+    tower: nn.Module
+    interface: Interface
+    training: bool
+    hooked: bool
+    vision_config: Any
+    image_seq_length: int
+    processor_fields: dict[str, Any]
+    tower_marks: dict[str, tuple[int, int]]
+
+
+def swap(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, encoder: SparseFormerModel | str | Path
+) -> Swap:
+    """Replace the vision tower of ``model`` by ``encoder`` and tell ``processor`` the new size and token count.
+
+    Args:
+        model: a loaded LLaVA, in any precision, quantised or not, on one device or several; in the wrapper of
+            torch.compile, DataParallel or PEFT it is changed inside.
+        processor: its processor.
+        encoder: a SparseFormer, or the directory of one or of its run. It is moved to the projector's device; one of
+            another dtype than the projector computes in stays as it is, and a copy takes the tower's place.
+
+    Returns:
+        The record that :func:`restore` takes.
+
+    Raises:
+        ValueError: model, processor or encoder are of another kind, or the encoder's width or number of layers does not
+            fit; nothing has been changed then.
+    """
+    model = find_llava(model, to_change=True)
+    interface = find_interface(model)
+    encoder = _fetch_encoder(encoder, interface.dtype)
+    check_fit(encoder, model.config, interface.width)
+    images = fit_image_processor(processor, encoder.config)
+    encoder = _cast(encoder, interface.dtype)
+    old_tower = model.model.vision_tower
+    others = _mark(model, excluded=old_tower)
+    swapped = Swap(
+        model=model,
+        processor=processor,
+        encoder=encoder,
+        tower=old_tower,
+        interface=interface,
+        training=model.training,
+        hooked=interface.spread and not hasattr(encoder, "_hf_hook"),
+        vision_config=model.config.vision_config,
+        image_seq_length=model.config.image_seq_length,
+        processor_fields={name: getattr(processor, name) for name in PROCESSOR_FIELDS},
+        tower_marks=_mark(old_tower),
+    )
+    strategy = model.config.vision_feature_select_strategy
+    encoder.to(interface.device)
+    if swapped.hooked:
+        add_hook_to_module(encoder, AlignDevicesHook(execution_device=interface.device))
+    model.model.vision_tower = encoder
+    model.config.vision_config = copy.deepcopy(encoder.config)
+    model.config.image_seq_length = count_image_tokens(encoder.config, strategy)
+    fit_processor(processor, images, encoder.config, strategy)
+    assert _mark(model, excluded=encoder) == others, "the swap touched weights outside the vision tower"
+    return swapped
+
+
+def restore(swapped: Swap) -> None:
+    """Put the original vision tower back; model and processor are then what they were before :func:`swap`.
+
+    Where the model was cast, moved, or set to train or eval in the meantime, the tower follows.
+
+    Raises:
+        ValueError: the encoder of this swap is not the tower in place (restored already, or swapped once more), PEFT
+            holds a copy of it, or the original tower was changed.
+    """
+    model, processor = swapped.model, swapped.processor
+    find_llava(model, to_change=True)
+    _check_in_place(model.model.vision_tower, swapped.encoder)
+    if _mark(swapped.tower) != swapped.tower_marks:
+        raise ValueError("the original vision tower was changed while it was out of the model: load the model again")
+    _follow(swapped, find_interface(model))
+    if swapped.hooked:
+        remove_hook_from_module(swapped.encoder)
+    model.model.vision_tower = swapped.tower
+    model.config.vision_config = swapped.vision_config
+    model.config.image_seq_length = swapped.image_seq_length
+    for name, value in swapped.processor_fields.items():
+        setattr(processor, name, value)
+
+
+def find_interface(model: LlavaForConditionalGeneration) -> Interface:
+    """Find what the projector takes, in which precision it computes, and where.
+
+    A quantised projector stores integers; it computes in the precision of what is never quantised, the embeddings.
+
+    Raises:
+        ValueError: a projector without a linear layer.
+    """
+    layers = [layer for layer in model.model.multi_modal_projector.modules() if hasattr(layer, "in_features")]
+    if not layers:
+        name = type(model.model.multi_modal_projector).__name__
+        raise ValueError(f"the projector, a {name}, has no linear layer: which tokens it takes is not known")
+    weights = [layer.weight for layer in layers if isinstance(getattr(layer, "weight", None), Tensor)]
+    plain = [weight.dtype for weight in weights if weight.dtype.is_floating_point and weight.dtype.itemsize > 1]
+    words = model.get_input_embeddings().weight
+    hook = getattr(layers[0], "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return Interface(
+        width=layers[0].in_features,
+        dtype=plain[0] if plain else words.dtype,
+        device=next(iter([*layers[0].parameters(), words])).device if device is None else torch.device(device),
+        spread=device is not None,
+    )
+
+
+def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
+    """Check width and layers of an encoder against a LLaVA's config and the channels that its projector takes."""
+    layers = config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    given = encoder.config.hidden_size * len(layers)
+    if given != width:
+        raise ValueError(
+            f"the projector takes {width} channels but the encoder gives {given} "
+            f"(hidden_size {encoder.config.hidden_size}, {len(layers)} layer(s)): bootstrap an encoder from the CLIP "
+            "that this LLaVA was trained with"
+        )
+    num_states = encoder.config.num_hidden_layers + 1
+    for layer in layers:
+        if not -num_states <= layer < num_states:
+            raise ValueError(
+                f"the model reads hidden state {layer} of its vision tower but the encoder has {num_states} "
+                f"(its input and {num_states - 1} layers)"
+            )
+
+
+def _fetch_encoder(encoder: Any, dtype: torch.dtype) -> SparseFormerModel:
+    """Load an encoder from a directory, or take a SparseFormer out of what is wrapped around it."""
+    if isinstance(encoder, (str, Path)):
+        return load_encoder(encoder, dtype=dtype)
+    inner = unwrap(encoder)
+    if not isinstance(inner, SparseFormerModel):
+        raise ValueError(f"swap takes a SparseFormerModel or the directory of one, not {kind_of(encoder)}")
+    return inner
+
+
+def _cast(encoder: SparseFormerModel, dtype: torch.dtype) -> SparseFormerModel:
+    """Give the encoder in ``dtype``, geometry in float32: itself, or a copy, so that the original loses no digit."""
+    return encoder if encoder.dtype == dtype else copy.deepcopy(encoder).to(dtype)
+
+
+def _check_in_place(tower: nn.Module, encoder: SparseFormerModel) -> None:
+    """Check that the tower in a model is this encoder, wrapped or not."""
+    if unwrap(tower) is encoder:
+        return
+    if any(part is encoder for part in tower.modules()):
+        raise ValueError(
+            f"the encoder is inside {type(tower).__name__}, which holds trained weights of its own: keep those, set "
+            "swapped.model.model.vision_tower = swapped.encoder, then restore"
+        )
+    raise ValueError(
+        "this swap is not in place: it was restored already, or a later swap must be restored first, or another tower "
+        "was put there (set swapped.model.model.vision_tower = swapped.encoder, then restore)"
+    )
+
+
+def _follow(swapped: Swap, now: Interface) -> None:
+    """Cast and move the tower that was out of the model as the model was cast and moved since."""
+    if now.dtype != swapped.interface.dtype:
+        swapped.tower.to(now.dtype)
+    if now.device != swapped.interface.device:
+        swapped.tower.to(now.device)
+    if swapped.model.training != swapped.training:
+        swapped.tower.train(swapped.model.training)
+
+
+def _mark(module: nn.Module, excluded: nn.Module | None = None) -> dict[str, tuple[int, int]]:
+    """Mark every parameter and buffer by identity and by torch's count of in-place changes."""
+    inside = {id(tensor) for tensor in _tensors(excluded).values()} if excluded is not None else set()
+    return {
+        name: (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        for name, tensor in _tensors(module).items()
+        if id(tensor) not in inside
+    }
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())

@@ -1,0 +1,83 @@
+"""The towers that a LLaVA is compared through: its own, its own with fewer tokens, and SparseFormers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from sf_llava.configuration import SparseFormerConfig
+from sf_llava.llava.host import find_llava
+from sf_llava.llava.pooling import pooled
+from sf_llava.llava.swapping import restore, swap
+from sf_llava.llava.tokens import complete_processor, count_patches
+
+ORIGINAL, POOLED, SWAPPED = "original", "pooled", "swapped"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A tower to ask a LLaVA through.
+
+    Attributes:
+        kind: ``ORIGINAL``, ``POOLED`` (averaged over 2 x 2 patches) or ``SWAPPED``.
+        encoder: where a ``SWAPPED`` tower lies: the directory of an encoder or of its run.
+        placed: whether a ``SWAPPED`` tower's latents get positions by RoI centre and the attention bias.
+    """
+
+    kind: str
+    encoder: Path | None = None
+    placed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in (ORIGINAL, POOLED, SWAPPED):
+            raise ValueError(f"unknown tower {self.kind!r}; known: {ORIGINAL}, {POOLED}, {SWAPPED}")
+        if (self.encoder is None) == (self.kind == SWAPPED) or (self.placed and self.kind != SWAPPED):
+            raise ValueError(f"an encoder is for a {SWAPPED} tower, which needs one, and placed for that tower alone")
+
+    @property
+    def where(self) -> str:
+        """What names it in settings: the encoder's directory, or the kind."""
+        return self.kind if self.encoder is None else str(self.encoder)
+
+
+@contextmanager
+def tower_in_place(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, tower: Tower | str | Path
+) -> Iterator[int | None]:
+    """Let a model look through another tower while the context is open.
+
+    Args:
+        model: a LLaVA with its own tower.
+        processor: its processor; what an old one lacks is filled in.
+        tower: a tower, or for short ``ORIGINAL``, ``POOLED``, or the directory of an encoder or its run.
+
+    Returns:
+        Yields M, the patches of the model's own tower; None where that is a SparseFormer.
+
+    Raises:
+        ValueError: an encoder that does not fit, or a model whose own tower is a SparseFormer already.
+    """
+    if not isinstance(tower, Tower):
+        tower = Tower(tower) if tower in (ORIGINAL, POOLED) else Tower(SWAPPED, Path(tower))
+    model = find_llava(model)
+    if isinstance(model.config.vision_config, SparseFormerConfig):
+        if tower.kind != ORIGINAL:
+            raise ValueError("this LLaVA has a SparseFormer for its own tower: it can only be asked through that one")
+        complete_processor(model, processor)
+        yield None
+        return
+    num_patches = count_patches(model.config.vision_config)
+    if tower.kind == ORIGINAL:
+        complete_processor(model, processor)
+        yield num_patches
+    elif tower.kind == POOLED:
+        with pooled(model, processor):
+            yield num_patches
+    else:
+        swapped = swap(model, processor, tower.encoder)
+        try:
+            yield num_patches
+        finally:
+            restore(swapped)

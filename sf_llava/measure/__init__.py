@@ -1,0 +1,1 @@
+"""What the evaluations share: encoders side by side, stored embeddings, intervals."""

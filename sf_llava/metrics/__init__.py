@@ -1,1 +1,0 @@
-"""Pure metric functions: numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""Questions about the drawn world in ScienceQA's form."""

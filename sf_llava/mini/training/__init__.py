@@ -1,0 +1,1 @@
+"""How the embedded models were trained; the package itself does not need it."""

@@ -1,0 +1,219 @@
+"""Trains a small CLIP: contrastive loss with several right answers, Muon on the blocks' matrices, AdamW on the rest.
+
+What the two trainings (drawn world, CIFAR-10) share. A batch is a function of the step, so a run that was killed
+continues from its last checkpoint with the same numbers it would have seen.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPModel
+
+from sf_llava.mini.training.clip_model import normalise
+from sf_llava.mini.training.progress import ADVICE, Progress
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The numbers of one training."""
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    muon_lr: float = 0.02
+    adamw_lr: float = 2e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05  # share of the steps
+    evaluate_every: int = 250
+    save_every: int = 100
+
+
+@dataclass
+class DenseTargets:
+    """What every patch of a drawn picture shows.
+
+    Attributes:
+        labels: (B, M, 3) int64, class of shape, colour and size of the object in the patch; -100 where there is none.
+        silhouettes: (B, M, 64) float32, 1 for the patch's pixels that belong to an object.
+        boxes: (B, M, 4) float32, way from the patch's centre to that of its object's box, width and height, all in
+            patches; NaN where there is none.
+        forms: (B, M, 64) float32, the silhouette of the patch's object, its box scaled to 8 x 8.
+    """
+
+    labels: Tensor
+    silhouettes: Tensor
+    boxes: Tensor
+    forms: Tensor
+
+
+@dataclass
+class Batch:
+    """What one step sees.
+
+    Attributes:
+        images: (B, 64, 64, 3) uint8.
+        input_ids: (B, T) int64, each row with its end token.
+        groups: (B,) int64; rows of one group have the same caption, so each is a right answer for the others.
+        dense: targets of the dense head, or None.
+    """
+
+    images: Tensor
+    input_ids: Tensor
+    groups: Tensor
+    dense: DenseTargets | None = None
+
+
+class DenseHead(nn.Module):
+    """Read-outs of the patch tokens, used in training only, then thrown away.
+
+    A ladder towards shapes: after two blocks a patch tells the silhouette inside it, after three the box of its
+    object, after four the object's whole silhouette, and at the penultimate layer its shape, colour and size.
+    """
+
+    def __init__(self, width: int, classes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.silhouette = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64))
+        self.box = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+        self.form = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64))
+        self.labels = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count)) for count in classes)
+
+    def forward(self, hidden_states: Sequence[Tensor], targets: DenseTargets) -> dict[str, Tensor]:
+        """Weighted losses by name. hidden_states: each layer's (B, 1 + M, D), CLS first."""
+        second, third, fourth, fifth = (hidden_states[layer][:, 1:] for layer in (2, 3, 4, 5))  # [B, M, D]
+        losses = [
+            F.cross_entropy(head(fifth).float().flatten(0, 1), targets.labels[..., kind].flatten(), ignore_index=-100)
+            for kind, head in enumerate(self.labels)
+        ]
+        known = ~targets.boxes[..., 0].isnan()
+        return {
+            "label": torch.stack(losses).sum(),
+            "silhouette": 2 * F.binary_cross_entropy_with_logits(self.silhouette(second).float(), targets.silhouettes),
+            "box": 0.5 * F.l1_loss(self.box(third[known]).float(), targets.boxes[known]),
+            "form": F.binary_cross_entropy_with_logits(self.form(fourth[known]).float(), targets.forms[known]),
+        }
+
+
+def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, groups: Tensor) -> Tensor:
+    """CLIP's symmetric loss; the target is spread evenly over all rows with an equal caption."""
+    logits = scale * F.normalize(image_embeds.float(), dim=-1) @ F.normalize(text_embeds.float(), dim=-1).T  # [B, B]
+    equal = (groups[:, None] == groups[None]).float()
+    target = equal / equal.sum(dim=1, keepdim=True)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def build_optimizers(model: nn.Module, head: nn.Module | None, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers' blocks, AdamW for everything else that is to be trained."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+    if head is not None:
+        others += list(head.parameters())
+    return [
+        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
+        torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True),
+    ]
+
+
+def learning_rate_factor(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warmup = max(1, int(config.warmup * config.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+def training_step(model: CLIPModel, head: DenseHead | None, batch: Batch) -> dict[str, Tensor]:
+    """Forward pass of one batch under bf16 autocast. ``loss`` is what to minimise, the rest is for the log."""
+    with torch.autocast("cpu", torch.bfloat16):
+        vision = model.vision_model(normalise(batch.images), output_hidden_states=head is not None)
+        image_embeds = model.visual_projection(vision.pooler_output)  # [B, E]
+        text_embeds = model.text_projection(model.text_model(batch.input_ids).pooler_output)
+        dense = head(vision.hidden_states, batch.dense) if head is not None else {}
+    contrast = contrastive_loss(image_embeds, text_embeds, model.logit_scale.exp().clamp(max=100), batch.groups)
+    return {"loss": contrast + sum(dense.values()), "contrastive": contrast, **dense}
+
+
+@torch.no_grad()
+def zero_shot_accuracy(
+    model: CLIPModel, images: Tensor, labels: Tensor, prompts: list[Tensor], batch_size: int = 256
+) -> float:
+    """Top-1 share of ``images`` (N, 64, 64, 3) uint8; ``prompts`` holds per class the (T', T) ids of its sentences."""
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = []
+        for ids in prompts:
+            embeds = F.normalize(model.text_projection(model.text_model(ids).pooler_output).float(), dim=-1)
+            weights.append(F.normalize(embeds.mean(dim=0), dim=0))
+        classifier = torch.stack(weights)  # [C, E]
+        right = 0
+        for start in range(0, len(images), batch_size):
+            pixels = normalise(images[start : start + batch_size])
+            embeds = model.visual_projection(model.vision_model(pixels).pooler_output).float()
+            right += (embeds @ classifier.T).argmax(dim=1).eq(labels[start : start + batch_size]).sum().item()
+    model.train()
+    return right / len(images)
+
+
+def train(
+    model: Model,
+    head: nn.Module | None,
+    make_batch: Callable[[int], Any],
+    evaluate: Callable[[Model], dict[str, float]],
+    config: TrainingConfig,
+    run_dir: Path,
+    step_losses: Callable[[Model, Any, Any], dict[str, Tensor]] = training_step,
+    data: str = "",
+) -> float:
+    """Train in place, with a progress bar; returns the seconds spent, earlier parts of a resumed run included.
+
+    ``step_losses(model, head, make_batch(step))`` gives the ``loss`` to minimise and others for the log.
+    ``run_dir`` receives ``log.jsonl`` and checkpoints (written atomically); what is found there is resumed. ``data``
+    names the data, where they are not drawn: with other data a run is not continued.
+
+    Raises:
+        ValueError: ``run_dir`` holds a training with other numbers or data, or damaged checkpoints alone.
+        RuntimeError: the loss or the weights are no longer finite.
+    """
+    optimizers = build_optimizers(model, head, config)
+    parts = {"model": model, "head": head, "muon": optimizers[0], "adamw": optimizers[1]}
+    parts = {name: part for name, part in parts.items() if part is not None}
+    progress = Progress(run_dir, parts, asdict(config) | ({"data": data} if data else {}))
+    first_step, seconds = progress.resume()
+    model.train()
+    started = time.perf_counter() - seconds
+    measured: dict[str, float] = {}
+    with tqdm(total=config.steps, initial=first_step, unit="step", mininterval=2) as bar:
+        for step in range(first_step, config.steps):
+            factor = learning_rate_factor(step, config)
+            for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
+                optimizer.param_groups[0]["lr"] = rate * factor
+            losses = step_losses(model, head, make_batch(step))
+            losses["loss"].backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            if not losses["loss"].isfinite():
+                raise RuntimeError(f"training has diverged: the loss is {losses['loss']:.4g} at step {step}; {ADVICE}")
+            record = {"step": step, **{name: round(loss.item(), 4) for name, loss in losses.items()}}
+            if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
+                measured = {name: round(value, 4) for name, value in evaluate(model).items()}
+                record |= measured
+                bar.write(f"step {step + 1}: {measured}")
+            bar.set_postfix({**{k: v for k, v in record.items() if k != "step"}, **measured})
+            record["seconds"] = round(time.perf_counter() - started, 1)
+            progress.log(record)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                progress.save(step + 1, time.perf_counter() - started)
+            bar.update()
+    return time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""Image-text retrieval in one pass for a teacher and its students: captions, run, scoring."""

@@ -1,0 +1,64 @@
+"""ScienceQA scores for a reader: one row a score, one sentence a comparison."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sf_llava.mini.questions.sets import kind_of
+from sf_llava.report import print_table
+
+
+def print_scores(title: str, scores: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Print one row for each score."""
+    header = ["", "questions", "accuracy", "95 %", "with image", "accuracy", "95 %", "unparsed", "missing"]
+    rows = [
+        [
+            name,
+            score["total"],
+            percent(score["accuracy"]),
+            interval(score["interval"]),
+            score["image_total"],
+            percent(score["image_accuracy"]),
+            interval(score["image_interval"]),
+            score["unparsed"],
+            score["missing"],
+        ]
+        for name, score in scores
+    ]
+    print_table(title, header, rows)
+
+
+def print_comparison(title: str, result: dict[str, Any]) -> None:
+    """Print the paired differences."""
+    for name, part in result.items():
+        if part is not None:
+            low, high = (100 * bound for bound in part["interval"])
+            print(
+                f"{title}, {name} questions: {100 * part['difference']:+.2f} points (95 % {low:+.2f} to {high:+.2f}, "
+                f"paired), {part['only_first_correct']} right only in the first, {part['only_second_correct']} only in "
+                f"the second, McNemar's p {part['mcnemar_p']:.3g}"
+            )
+
+
+def print_kinds(scores: Mapping[str, dict[str, Any]]) -> None:
+    """Print the accuracy on every kind of question of the drawn world, a column a tower or control."""
+    right: dict[tuple[bool, str], dict[str, list[bool]]] = {}
+    for name, score in scores.items():
+        for id, answer in score["answers"].items():
+            kind = right.setdefault((not answer["image"], kind_of(id)), {})
+            kind.setdefault(name, []).append(answer["correct"])
+    rows = []
+    for (text_only, kind), columns in sorted(right.items()):
+        shares = (columns.get(name) for name in scores)
+        cells = [percent(sum(values) / len(values)) if values else "" for values in shares]
+        rows.append([kind, "text" if text_only else "image", len(next(iter(columns.values()))), *cells])
+    print_table("by kind of question", ["", "on", "questions", *scores], rows)
+
+
+def percent(share: float | None) -> str:
+    """Write a fraction as a percentage."""
+    return "    - " if share is None else f"{100 * share:6.2f}"
+
+
+def interval(bounds: list[float] | None) -> str:
+    """Write an interval of fractions as percentages."""
+    return "-" if bounds is None else f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}"

@@ -1,0 +1,1 @@
+"""Files of weights: tensors without code, strict reading, shards, conversion, digests."""

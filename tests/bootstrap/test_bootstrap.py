@@ -1,0 +1,255 @@
+"""Whole runs of bootstrap_clip.py: freezing, exact resumption, several processes, bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import save_images, save_tiny_clip
+
+from sf_llava.bootstrap.config import BootstrapConfig, complete
+from sf_llava.bootstrap.run import bootstrap, make_accelerator
+from sf_llava.model.loading import load_encoder
+from sf_llava.teachers import load_teacher
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bootstrap_clip.py"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A directory with a tiny CLIP and sixty pictures."""
+    path = tmp_path_factory.mktemp("world")
+    save_tiny_clip(path / "clip")
+    save_images(path / "images", 60)
+    return path
+
+
+def settings(world: Path, output: Path, **changes) -> dict:
+    return dict(
+        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), steps=12, warmup_steps=4,
+        batch_size=8, lr=1e-3, log_every=2, save_every=2, eval_every=6, val_images=5, threads=1, workers=0,
+        device="cpu", dtype="fp32",
+    ) | changes  # fmt: skip
+
+
+def flags(world: Path, output: Path, **changes) -> list[str]:
+    arguments = []
+    for name, value in settings(world, output, **changes).items():
+        flag = "--" + name.replace("_", "-")
+        arguments += [flag] if value is True else [flag, str(value)]
+    return arguments
+
+
+def launch(*arguments: str, module: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [sys.executable, *module, SCRIPT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def read_log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_everything_it_promises(world, tmp_path):
+    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=30)))
+    losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert results["val_cosine"] > 0.5
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert len(list((tmp_path / "rois").glob("*.png"))) == 5
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert load_encoder(tmp_path).config.num_latents == 4
+
+
+def test_frozen_weights_stay_the_teachers_bit_for_bit(world, tmp_path):
+    bootstrap(BootstrapConfig(**settings(world, tmp_path)))
+    student, teacher = load_encoder(tmp_path), load_teacher(str(world / "clip"))
+    for name, value in teacher.block_state_dict(2).items():
+        assert torch.equal(student.cortex[1].get_parameter(name), value), name
+    for name, value in teacher.head_state_dict().items():
+        assert torch.equal(student.get_parameter(name), value), name
+    tuned = teacher.block_state_dict(1)["attn.qkv.weight"]
+    assert not torch.equal(student.cortex[0].attn.qkv.weight, tuned)
+
+
+def test_warm_up_leaves_all_inherited_weights_untouched(world, tmp_path):
+    bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=4)))
+    student, teacher = load_encoder(tmp_path), load_teacher(str(world / "clip"))
+    for index in (1, 2):
+        for name, value in teacher.block_state_dict(index).items():
+            assert torch.equal(student.cortex[index - 1].get_parameter(name), value), name
+
+
+def test_resuming_inside_a_run_equals_never_stopping(world, tmp_path):
+    bootstrap(BootstrapConfig(**settings(world, tmp_path / "whole", keep_checkpoints=10)))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[3:]:
+        shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "cut" / "encoder")
+    (tmp_path / "cut" / "results.json").unlink()
+    bootstrap(BootstrapConfig(**settings(world, tmp_path / "cut", resume=True, keep_checkpoints=10)))
+    assert read_log(tmp_path / "cut") == read_log(tmp_path / "whole")
+    whole, cut = (load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(world, tmp_path):
+    bootstrap(BootstrapConfig(**settings(world, tmp_path / "one")))
+    two = launch(
+        *flags(world, tmp_path / "two"), module=("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    )
+    assert two.returncode == 0, two.stderr
+    for expected, line in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert line == pytest.approx(expected, abs=2e-5)
+
+
+def test_accumulated_micro_batches_equal_one_batch(world, tmp_path):
+    bootstrap(BootstrapConfig(**settings(world, tmp_path / "whole")))
+    bootstrap(BootstrapConfig(**settings(world, tmp_path / "parts", micro_batch_size=4)))
+    for expected, line in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "parts"), strict=True):
+        assert line == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_student_continues_with_more_latents_and_pixels(world, tmp_path):
+    bootstrap(BootstrapConfig(**settings(world, tmp_path / "small")))
+    changes = dict(stage="continue", init_from=str(tmp_path / "small"), num_latents=9, image_size=48, steps=4)
+    bootstrap(BootstrapConfig(**settings(world, tmp_path / "large", **changes)))
+    config = load_encoder(tmp_path / "large").config
+    assert (config.num_latents, config.image_size) == (9, 48)
+    first = next(line for line in read_log(tmp_path / "large") if "loss" in line)
+    assert first["loss"] < 0.5 * read_log(tmp_path / "small")[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(reuse_weights=False), dict(num_truncated=0, num_tunable=0), dict(num_tunable=2)]
+)
+def test_ablations_run(world, tmp_path, changes):
+    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2, **changes)))
+    assert results["inheritance"]["reused"] == changes.get("reuse_weights", True)
+
+
+def test_corrupt_images_are_named_in_the_log(world, tmp_path):
+    shutil.copytree(world / "images", tmp_path / "images")
+    (tmp_path / "images" / "0007.png").write_bytes(b"not an image")
+    (tmp_path / "images" / "0009.png").write_bytes((world / "images" / "0009.png").read_bytes()[:200])
+    results = bootstrap(
+        BootstrapConfig(**settings(world, tmp_path / "run", data=str(tmp_path / "images"), val_images=1))
+    )
+    named = [name for line in read_log(tmp_path / "run") for name in line.get("skipped_images", [])]
+    assert [any(part in name for name in named) for part in ("0007.png", "0009.png")] == [True, True]
+    assert results["skipped_images"] == sorted(named)
+
+
+def test_recipes_hold_the_papers_numbers():
+    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x"))
+    assert (config.epochs, config.warmup_epochs, config.lr, config.flip) == (20, 1, 2e-4, 0.5)
+    assert (config.crop_scale_min, config.crop_ratio_max, config.inherited_lr_scale) == (0.5, 4 / 3, 0.1)
+    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x", stage="continue", init_from="x"))
+    assert (config.epochs, config.warmup_epochs, config.lr) == (5, 0, 5e-5)
+    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x", stage="scienceqa", init_from="x"))
+    assert (config.steps, config.flip, config.crop_scale_min) == (1000, 0, 1)
+
+
+def test_a_users_number_wins_over_the_recipe():
+    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x", epochs=3, lr=1e-3))
+    assert (config.epochs, config.steps, config.lr) == (3, None, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (dict(teacher="clip9000"), "unknown teacher"),
+        (dict(data="folder:/nowhere"), "nowhere"),
+        (dict(data="imagnet"), "unknown data set"),
+        (dict(init_from="/nowhere"), "no encoder at /nowhere"),
+        (dict(stage="scienceqa"), "--init-from"),
+        (dict(num_truncated=9), "9 truncated blocks"),
+        (dict(num_latents=-1), "--num-latents: expected a whole number from 1"),
+        (dict(image_size=-4), "--image-size: expected a whole number from 1"),
+        (dict(batch_size=7, micro_batch_size=4), "not a multiple"),
+        (dict(dtype="fp16"), "fp16 does not train on a CPU"),
+        (dict(flip=3.0), "--flip: expected a number from 0 to 1, not 3.0"),
+        (dict(lr=float("nan")), "--lr: expected a number above 0, not nan"),
+        (dict(clip_norm=float("inf")), "--clip-norm: expected a number above 0, not inf"),
+        (dict(keep_checkpoints=-1), "--keep-checkpoints: expected a whole number from 1 "),
+        (dict(keep_checkpoints=0), "--keep-checkpoints: expected a whole number from 1 "),
+        (dict(seed=-1), "--seed: expected"),
+        (dict(save_every=0), "--save-every: expected"),
+        (dict(batch_size=10**9), "--batch-size: expected"),
+    ],
+)
+def test_bad_input_is_one_sentence(world, tmp_path, changes, sentence):
+    with pytest.raises((ValueError, OSError), match=sentence):
+        bootstrap(BootstrapConfig(**settings(world, tmp_path / "run", **changes)))
+
+
+def test_the_script_ends_in_one_line_and_status_2(world, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = launch(*flags(world, tmp_path / "run", data=f"folder:{tmp_path / 'empty'}"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "empty") in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_run_is_not_overwritten_and_a_changed_one_not_resumed(world, tmp_path):
+    bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2)))
+    with pytest.raises(ValueError, match="already holds a run"):
+        bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2)))
+    with pytest.raises(ValueError, match=r"lr was 0\.001 and is 0\.5"):
+        bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2, lr=0.5, resume=True)))
+
+
+def test_no_space_left_keeps_what_is_written(world, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    original = Accelerator.save_state
+
+    def full_at_step_6(self, path, **kwargs):
+        if "0000006" in str(path):
+            raise OSError(28, "No space left on device")
+        return original(self, path, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "save_state", full_at_step_6)
+    with pytest.raises(OSError, match="No space left"):
+        bootstrap(BootstrapConfig(**settings(world, tmp_path)))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-0000002", "step-0000004"]
+    monkeypatch.setattr(Accelerator, "save_state", original)
+    assert bootstrap(BootstrapConfig(**settings(world, tmp_path, resume=True)))["val_cosine"] > 0
+
+
+def test_one_process_bootstraps_in_one_precision_after_another():
+    for dtype, precision in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
+        assert make_accelerator(BootstrapConfig(device="cpu", dtype=dtype)).mixed_precision == precision
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Path:
+    """Twelve pictures in each of three named folders: a labelled data set."""
+    path = tmp_path_factory.mktemp("classes")
+    for seed, name in enumerate(("circle", "heart", "star")):
+        save_images(path / name, 12, seed=seed)
+    return path
+
+
+@pytest.mark.parametrize("changes", [dict(loss="kl", temperature=5.0), dict(class_loss_weight=0.5)])
+def test_losses_on_classes_train_where_classes_are_known(world, classes, tmp_path, changes):
+    folder = f"folder:{classes}"
+    changes |= dict(teacher="mini", data=folder, val_data=folder, steps=20)
+    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, **changes)))
+    losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert results["zero_shot"]["num_images"] == 36
+    assert 0 <= results["val_top1"] <= 1
+
+
+def test_losses_on_classes_ask_for_classes(world, tmp_path):
+    with pytest.raises(ValueError, match="--val-data"):
+        bootstrap(BootstrapConfig(**settings(world, tmp_path, loss="kl")))
+    with pytest.raises(ValueError, match="test images only"):
+        changes = dict(teacher="mini", data="mini", val_data="mini", class_loss_weight=1.0)
+        bootstrap(BootstrapConfig(**settings(world, tmp_path, **changes)))

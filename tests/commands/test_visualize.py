@@ -1,0 +1,40 @@
+"""scripts/visualize.py writes its pictures, and says what is missing in one sentence."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sf_llava.configuration import preset
+from sf_llava.model import SparseFormerModel
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "visualize.py"
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return runpy.run_path(str(SCRIPT))["main"]
+
+
+def test_photographs_give_three_sheets(main, tmp_path, capsys):
+    SparseFormerModel(preset("sf-mini")).save_pretrained(tmp_path / "encoder")
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    main(["photo.png", "--encoder", "encoder", "--output", "out"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"focus.png", "iterations.png", "heat.png"}
+    assert "RoI centres move by 0.000" in capsys.readouterr().out  # zero-initialised deltas
+
+
+def test_no_flags_without_a_quickstart_say_how_to_make_one(main):
+    with pytest.raises(ValueError, match=r"runs/quickstart/encoder.*bootstrap_clip\.py"):
+        main([])
+
+
+def test_a_broken_image_is_named(main, tmp_path):
+    SparseFormerModel(preset("sf-mini")).save_pretrained(tmp_path / "encoder")
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"broken\.jpg: not an image"):
+        main(["broken.jpg", "--encoder", "encoder"])

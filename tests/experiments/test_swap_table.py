@@ -1,0 +1,86 @@
+"""The table of the swap: students trained once, answers kept, the LLaVA as it was."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.experiments import swap_table
+from sf_llava.experiments.swap_table import Student, SwapSeries
+from sf_llava.files import read_json
+from sf_llava.llava.conversations import CONVERSATIONS, chat_template
+from sf_llava.llava.towers import ORIGINAL, POOLED
+from sf_llava.mini.training.llava_model import build_llava, build_processor, build_tokenizer
+from sf_llava.mini.training.llava_training import sample_texts
+from sf_llava.scienceqa.data import open_scienceqa
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(sample_texts(200), CONVERSATIONS["vicuna_v1"])
+    model = build_llava(tokenizer, width=64, layers=2).eval()
+    common = BootstrapConfig(device="cpu", threads=1, batch_size=4, val_images=8)
+    processor = build_processor(tokenizer, chat_template("vicuna_v1"))
+    return SwapSeries(common, 2, 1, tmp_path_factory.mktemp("swaps"), "mini", model, processor, 24)
+
+
+def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
+    before = {name: tensor.clone() for name, tensor in series.model.state_dict().items()}
+    student = Student(16, 0, continued=True, align="set")
+    scores = [series.ask(ORIGINAL), series.ask(POOLED), series.ask(student), series.ask(student, placed=True)]
+    wanted = {problem.id for problem in open_scienceqa("mini:24").problems if problem.has_image}
+    assert all(set(score["answers"]) == wanted for score in scores) and len(wanted) == 12
+    after = series.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    folders = {folder.name for folder in (series.output / "answers-test").iterdir()}
+    assert folders == {"original", "pooled", "16-seed0-set", "16-seed0-set-placed"}
+
+
+def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_losses(series):
+    series.train(Student(16, 0, continued=True, align="set"))
+    config = read_json(series.output / "students" / "16-seed0-set" / "config.json")
+    assert config["stage"] == "scienceqa" and config["align"] == "set=0.3" and config["data"] == "mini:diagrams"
+    assert config["init_from"].endswith("students/16-seed0-bootstrapped") and config["seed"] == 0
+
+
+def test_what_is_done_is_read_again(series, monkeypatch):
+    first = series.ask(ORIGINAL)
+    monkeypatch.setattr(swap_table, "answer_all", None)
+    assert series.ask(ORIGINAL) == first
+
+
+def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(series):
+    series.ask(ORIGINAL)
+    other = replace(series, model=deepcopy(series.model))
+    other.model.lm_head.weight.data.mul_(2)
+    for different in (other, replace(series, questions=40)):
+        with pytest.raises(ValueError, match="original holds answers of other settings"):
+            different.ask(ORIGINAL)
+    student = Student(16, 0, continued=True, align="set")
+    series.ask(student)
+    assert replace(series, steps=3).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
+    for different in (replace(series, steps=3), replace(series, continued_steps=None)):
+        with pytest.raises(ValueError, match="16-seed0-set holds answers of other settings"):
+            different.ask(student)
+
+
+def test_a_llm_is_asked_with_its_own_recipe(series):
+    first, second = replace(series, continued_steps=None).stages(Student(16, 1, continued=True, align="set+llm"))
+    assert (first.stage, first.steps, first.align) == ("mini", 2, None)
+    assert (second.steps, second.align, second.llava, second.num_tunable) == (600, "set=0.3+llm=4", "mini", 3)
+
+
+def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):
+    shares = {"set": 0.5, "readout": 0.7, "set+readout": 0.6}
+    asked = []
+
+    def ask(self, student, split="test", **options):
+        asked.append((student, split))
+        return {"image_accuracy": shares[student.align]}
+
+    monkeypatch.setattr(SwapSeries, "ask", ask)
+    assert list(series.choose_alignment(list(shares), 16, 0)) == ["readout", "set+readout", "set"]
+    assert asked == [(Student(16, 0, True, align), "validation") for align in shares]
