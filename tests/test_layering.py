@@ -23,7 +23,7 @@ LAYERS = [
 HOSTS = {
     "llava": {"llava"},
     "open_clip": {"teachers", "zero_shot"},
-    "timm": {"teachers"},
+    "timm": {"teachers", "zero_shot"},
     "triton": {"ops"},
     "gradio": {"demo", "commands"},
 }
