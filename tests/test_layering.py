@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sf_llava"
 
 LAYERS = [
-    {"configuration", "files", "logs", "cli", "report", "visualize", "moved"},
+    {"configuration", "files", "logs", "cli", "report", "visualize", "devices", "moved"},
     {"weights", "ops"},
     {"data", "model", "mini", "teachers", "measure", "zero_shot", "retrieval", "scienceqa", "llava"},
     {"bootstrap"},

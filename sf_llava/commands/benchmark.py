@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the sub-command."""
     import torch
 
-    from sf_llava.measure.setup import choose_device
+    from sf_llava.devices import choose_device
 
     if arguments.command == "costs":
         from sf_llava.benchmark import cost_table

@@ -106,9 +106,9 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     import transformers
 
     from sf_llava.demo.engine import Engine
+    from sf_llava.devices import as_dtype, choose_device
     from sf_llava.llava.conversations import chat_template
     from sf_llava.llava.loading import load_llava
-    from sf_llava.measure.setup import DTYPES, choose_device
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
@@ -119,8 +119,8 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     if arguments.bits:
         from sf_llava.llava.quantisation import quantisation_config
 
-        placement["quantization_config"] = quantisation_config(arguments.bits, DTYPES[arguments.dtype])
-    model, processor = load_llava(model_path, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
+        placement["quantization_config"] = quantisation_config(arguments.bits, as_dtype(arguments.dtype))
+    model, processor = load_llava(model_path, dtype=arguments.dtype, tower=arguments.tower, **placement)
     if arguments.conversation:
         processor.chat_template = chat_template(arguments.conversation)
     engine = Engine(model, processor, encoders)

@@ -30,14 +30,12 @@ def convert_official(arguments: argparse.Namespace) -> None:
 
 def convert_original_llava(arguments: argparse.Namespace) -> None:
     """Convert a LLaVA directory of the llava package."""
-    import torch
-
     from sf_llava.llava.loading import convert_llava
 
     model = convert_llava(
         arguments.directory,
         arguments.output,
-        dtype=getattr(torch, arguments.dtype),
+        dtype=arguments.dtype,
         tower=arguments.tower,
         conversation=arguments.conversation,
     )
@@ -61,7 +59,7 @@ def main(argv: list[str]) -> None:
     llava = commands.add_parser("llava", help="a LLaVA directory in the llava package's format")
     llava.add_argument("directory", help="the directory: config.json with mm_vision_tower, weights, tokenizer")
     llava.add_argument("output", help=OUTPUT_HELP)
-    llava.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
+    llava.add_argument("--dtype", default="fp16", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
     llava.add_argument("--tower", help="directory of the vision tower (default: what config.json names)")
     llava.add_argument(
         "--conversation",

@@ -70,9 +70,9 @@ def main(argv: list[str]) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run all rows, print the table, draw the plot."""
     from sf_llava.bootstrap.config import BootstrapConfig
+    from sf_llava.devices import choose_device
     from sf_llava.experiments import ablations
     from sf_llava.files import write_json
-    from sf_llava.measure.setup import choose_device
     from sf_llava.teachers import load_teacher
 
     output = Path(arguments.output)

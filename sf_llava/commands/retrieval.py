@@ -49,8 +49,9 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
+    from sf_llava.devices import choose_device
     from sf_llava.files import require_writable_file
-    from sf_llava.measure.setup import choose_device, choose_models, load_models
+    from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
     from sf_llava.retrieval.captions import open_captions
     from sf_llava.retrieval.run import evaluate_retrieval

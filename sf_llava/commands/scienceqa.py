@@ -174,8 +174,8 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
+    from sf_llava.devices import choose_device
     from sf_llava.files import locked
-    from sf_llava.measure.setup import choose_device
     from sf_llava.model.loading import find_encoder
 
     if arguments.model == MINI:
@@ -308,17 +308,17 @@ def open_data(arguments: argparse.Namespace) -> Any:
 
 def load(arguments: argparse.Namespace, device: Any) -> Any:
     """Load the LLaVA and its processor."""
+    from sf_llava.devices import as_dtype
     from sf_llava.llava.loading import load_llava
-    from sf_llava.measure.setup import DTYPES
     from sf_llava.mini import MINI_LLAVA_DIR
 
     placement: dict[str, Any] = {"device_map": {"": device}}
     if arguments.bits:
         from sf_llava.llava.quantisation import quantisation_config
 
-        placement["quantization_config"] = quantisation_config(arguments.bits, DTYPES[arguments.dtype])
+        placement["quantization_config"] = quantisation_config(arguments.bits, as_dtype(arguments.dtype))
     model = MINI_LLAVA_DIR if arguments.model == MINI else arguments.model
-    return load_llava(model, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
+    return load_llava(model, dtype=arguments.dtype, tower=arguments.tower, **placement)
 
 
 def answer_and_score(

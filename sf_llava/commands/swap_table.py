@@ -65,11 +65,11 @@ def run(arguments: argparse.Namespace) -> None:
     import transformers
 
     from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
+    from sf_llava.devices import choose_device
     from sf_llava.experiments import swap_table
     from sf_llava.files import write_json
     from sf_llava.llava.loading import load_llava
     from sf_llava.llava.towers import ORIGINAL, POOLED
-    from sf_llava.measure.setup import choose_device
     from sf_llava.mini import MINI_LLAVA_DIR
     from sf_llava.report import environment
 

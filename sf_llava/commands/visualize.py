@@ -76,7 +76,8 @@ def main(argv: list[str]) -> None:
 
     from sf_llava import visualize
     from sf_llava.data.transforms import Preprocessing
-    from sf_llava.measure.setup import QUICKSTART, choose_device, teacher_of
+    from sf_llava.devices import choose_device
+    from sf_llava.measure.setup import QUICKSTART, teacher_of
     from sf_llava.model.loading import load_encoder
     from sf_llava.teachers import load_teacher
     from sf_llava.teachers.attention import cls_attention

@@ -61,8 +61,9 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from sf_llava.data import open_labelled
+    from sf_llava.devices import choose_device
     from sf_llava.files import require_writable_file
-    from sf_llava.measure.setup import choose_device, choose_models, load_models
+    from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
     from sf_llava.zero_shot.run import evaluate_zero_shot
     from sf_llava.zero_shot.task import zero_shot_task

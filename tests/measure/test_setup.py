@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from sf_llava.measure.setup import choose_device, teacher_of
+from sf_llava.devices import choose_device
+from sf_llava.measure.setup import teacher_of
 
 
 @pytest.mark.parametrize(
