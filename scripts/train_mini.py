@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--batch-size", type=BATCH, default=batch_size, help=f"images a step (default {batch_size})")
         sub.add_argument("--threads", type=cli.THREADS, default=1, help="CPU threads of torch (default 1)")
         sub.add_argument("--traceback", action="store_true", help="show where an error came from")
-    return parser.parse_args(argv)
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:

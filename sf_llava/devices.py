@@ -30,7 +30,7 @@ def choose_device(name: str) -> torch.device:
     if name in ("auto", "cpu"):
         return state.device
     if state.num_processes > 1:
-        raise ValueError(f"{state.num_processes} processes would share device {name!r}: use --device auto")
+        raise ValueError(f"{state.num_processes} processes would share device {name!r}: use `device` auto")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -39,5 +39,5 @@ def choose_device(name: str) -> torch.device:
         torch.ones(1, device=device).item()  # fails where there is no such device, and on meta, which holds no values
     except Exception as error:  # each backend has an error of its own
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}): use --device auto or cpu") from error
+        raise ValueError(f"device {name!r} cannot be used here ({reason}): use `device` auto or cpu") from error
     return device

@@ -183,13 +183,13 @@ def load_llm(
     data = open_scienceqa(questions, "train")
     data = replace(data, problems=[problem for problem in data.problems if problem.has_image])
     if not data.problems:
-        raise ValueError(f"--questions {questions} has no question with a picture in its train split")
+        raise ValueError(f"`questions` {questions} has no question with a picture in its train split")
     path = MINI_LLAVA_DIR if llava == "mini" else llava
     if llava == "mini" and not (MINI_LLAVA_DIR / "config.json").is_file():
-        raise ValueError("there is no mini LLaVA yet: scripts/train_mini.py llava makes one; name it, --llava DIR")
+        raise ValueError("there is no mini LLaVA yet: scripts/train_mini.py llava makes one; name it, `llava` DIR")
     model, processor = load_llava(path, dtype=teacher.dtype, device_map={"": teacher.device})
     if model.config.vision_feature_layer != layer:
-        raise ValueError(f"--llava {llava} reads layer {model.config.vision_feature_layer}, --align-layer is {layer}")
+        raise ValueError(f"`llava` {llava} reads layer {model.config.vision_feature_layer}, `align_layer` is {layer}")
     model.model.language_model.set_attn_implementation(attention)
     check_tower(model, teacher, layer, llava)
     model.model.vision_tower = None  # the teacher stands for it
@@ -209,6 +209,6 @@ def check_tower(model: LlavaForConditionalGeneration, teacher: Teacher, layer: i
             difference = ((own - tokens).norm() / tokens.norm()).item()
     if not difference < LARGEST_DIFFERENCE:
         raise ValueError(
-            f"the vision tower of --llava {llava} is not the teacher {teacher.name} (its tokens differ): "
+            f"the vision tower of `llava` {llava} is not the teacher {teacher.name} (its tokens differ): "
             "name the CLIP that this LLaVA was trained with"
         )

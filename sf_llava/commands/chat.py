@@ -1,11 +1,11 @@
 """Chat with a LLaVA through two towers: its own CLIP, and a SparseFormer in CLIP's place. Opens a page on this machine.
 
-    python demo/chat.py
+    sf-llava chat
         the embedded default, offline: the mini LLaVA, and the student of make quickstart beside it if there is one
-    python demo/chat.py --encoder runs/sf-16 runs/sf-32
+    sf-llava chat --encoder runs/sf-16 runs/sf-32
         encoders of different sizes; their latents are chosen in the sidebar
-    python demo/chat.py --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
-            --conversation llava_v1 --load-in-4bit
+    sf-llava chat --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
+            --conversation llava_v1 --bits 4
         any LLaVA, in transformers' or the original format, and an encoder bootstrapped from its CLIP
 
 Expected: the address of the page, http://127.0.0.1:7860 or the next free port. Ctrl-C ends it; nothing that was sent
@@ -40,13 +40,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="SparseFormer or its run (mini: the quickstart's); several with different latents can be chosen from",
     )
-    parser.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
-    parser.add_argument("--conversation", choices=["llava_v1", "vicuna_v1"], help="default: the model's own")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
-    bits = parser.add_mutually_exclusive_group()
-    bits.add_argument("--load-in-4bit", dest="bits", action="store_const", const=4, help="the LLM, by bitsandbytes")
-    bits.add_argument("--load-in-8bit", dest="bits", action="store_const", const=8, help="the LLM, by bitsandbytes")
+    cli.add_flags(parser, "tower", "conversation", "device", "dtype", "bits")
     parser.add_argument(
         "--seed", type=cli.SEED, default=0, metavar="N", help="of answers above temperature 0 (%(default)s)"
     )
@@ -61,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="names, also NAME:PORT, by which a proxy in front of this server is asked; other names are refused",
     )
-    return parser.parse_args(argv)
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:

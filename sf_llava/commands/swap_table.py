@@ -1,10 +1,10 @@
 """What swapping the tower costs a LLaVA: the mini LLaVA on held-out questions through every tower, side by side.
 
-    python scripts/swap_table.py
+    sf-llava swap-table
         trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation) and with aligned tokens,
         then asks 3,200 image questions through each: three to four hours of a core. What is done is read again, so
         the same command resumes
-    python scripts/swap_table.py --latents 16 --seeds 1 --align set --questions 1000
+    sf-llava swap-table --latents 16 --seeds 1 --align set --questions 1000
         a part of it, in minutes
 
 The kind of alignment is chosen on the validation questions. Expected: a table of accuracy on image questions, share
@@ -45,8 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
     parser.add_argument("--output", default="runs/swap_table", metavar="DIR", help="(%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
-    parser.add_argument("--threads", type=cli.THREADS_OR_AUTO, default=0, help="of the CPU; 0: torch's choice (0)")
-    return parser.parse_args(argv)
+    cli.add_flags(parser, "threads")
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:

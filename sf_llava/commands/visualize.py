@@ -1,8 +1,8 @@
 """Draw where an encoder looks: the paper's Figures 3-7, for any images.
 
-    python scripts/visualize.py
+    sf-llava visualize
         the quickstart's student on four drawn pictures, beside its teacher: three PNG files in runs/visualize
-    python scripts/visualize.py photos/*.jpg --encoder runs/sf-l-clip --output runs/photos
+    sf-llava visualize photos/*.jpg --encoder runs/sf-l-clip --output runs/photos
         the same for your images
 
 Expected: the names of focus.png (input, RoIs of the first, third and last iteration, sampling points), iterations.png
@@ -32,8 +32,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/visualize", metavar="DIR", help="where the pictures go (%(default)s)")
     parser.add_argument("--num-images", type=NUM_IMAGES, default=4, help="drawn pictures to show (%(default)s)")
     parser.add_argument("--seed", type=SEED, default=0, help="which drawn pictures (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="where to run (%(default)s)")
-    arguments = parser.parse_args(argv)
+    cli.add_flags(parser, "device", device="cpu")
+    arguments = cli.parse(parser, argv)
     if len(arguments.images) > NUM_IMAGES.high:
         raise ValueError(f"{len(arguments.images)} images do not fit on one sheet: name at most {NUM_IMAGES.high}")
     return arguments

@@ -75,7 +75,7 @@ class Engine:
     ) -> None:
         self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
         if processor.chat_template is None:
-            raise ValueError("the model's processor has no chat template: name one with --conversation (llava_v1)")
+            raise ValueError("the model's processor has no chat template: name one with `conversation` (llava_v1)")
         projector = next(model.model.multi_modal_projector.parameters())
         self.encoders: dict[int, SparseFormerModel] = {}  # by the number of latents
         for encoder in encoders:

@@ -35,7 +35,7 @@ def find_encoder(path: str | Path, variant: str | None = None) -> Path:
     raise ValueError(
         f"no encoder at {path}: expected a directory with config.json and model.safetensors (or its shards, or "
         f"pytorch_model.bin{f'; variant {variant}' if variant else ''}), a run with encoder/, or a name whose snapshot "
-        "lies in the hub's cache; python scripts/bootstrap_clip.py makes one, hf download fetches one"
+        "lies in the hub's cache; sf-llava bootstrap makes one, hf download fetches one"
     )
 
 

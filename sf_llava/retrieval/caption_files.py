@@ -111,7 +111,7 @@ def _find_images(path: str, names: list[list[str]], folders: Sequence[str]) -> F
         looked = ", ".join(str(root) for root in roots[:4]) + (" ..." if len(roots) > 4 else "")
         raise ValueError(
             f"{len(missing):,} of {len(names):,} images of {path} are missing ({', '.join(missing[:3])}"
-            f"{' ...' if len(missing) > 3 else ''}); looked in {looked}. Name the folders that hold them with --images"
+            f"{' ...' if len(missing) > 3 else ''}); looked in {looked}. Name the folders that hold them with `images`"
         )
     paths = [os.path.abspath(file) for file in found]
     root = os.path.commonpath([os.path.dirname(file) for file in paths])

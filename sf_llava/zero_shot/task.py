@@ -128,7 +128,7 @@ def find_class_set(images: LabelledImages) -> ClassSet:
             return one
     if _are_numbers(names):
         raise ValueError(
-            f"the data set numbers its {len(names)} classes but does not name them; give their names with --classes "
+            f"the data set numbers its {len(names)} classes but does not name them; give their names with `classes` "
             f"({', '.join(CLASS_SETS)} or a JSON file)"
         )
     words = tuple(name.replace("_", " ") for name in names)
@@ -164,7 +164,7 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
     names = unknown or _repeated(images.class_names) or images.class_names
     raise ValueError(
         f"the data set has {len(images.class_names)} classes, {classes.name} has {len(classes.class_names)}, and "
-        f"{problem}: {_list(names)}. Name them alike with --classes FILE.json"
+        f"{problem}: {_list(names)}. Name them alike with `classes` FILE.json"
     )
 
 

@@ -152,5 +152,5 @@ def test_targets_are_judged_by_their_worst_case(tmp_path):
 def test_the_plan_fits_the_command_line(tmp_path):
     steps = everything.plan(tmp_path, "cuda")
     for step in steps[1:]:
-        arguments = command._parse(list(step.arguments[1:]))
+        arguments = command._parse(list(step.arguments[3:]))
         assert arguments.output == tmp_path
