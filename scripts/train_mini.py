@@ -89,7 +89,8 @@ def train(args: argparse.Namespace) -> None:
 
 def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
     """Accuracy of generated answers on image and text questions and by kind; on the test split also without image."""
-    from sf_llava.mini.questions.sets import kind_of, open_questions
+    from sf_llava.mini.questions.sets import open_questions
+    from sf_llava.scienceqa.problems import kind_of
     from sf_llava.scienceqa.run import Answerer, Generation, make_batches
     from sf_llava.scienceqa.scoring import parse_answer
 

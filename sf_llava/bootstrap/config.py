@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from sf_llava.catalogue import QUICKSTART
 from sf_llava.cli import BATCH, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, SEED, THREADS_OR_AUTO, Number
 
 LATENTS = Number(int, 1, 2**16)
@@ -39,7 +40,7 @@ class BootstrapConfig:
     val_data: str | None = _flag(None, "validation images; default: some of `data`, held out")
     classes: str | None = _flag(None, "classes of `val_data`: mini, cifar10, imagenet or FILE.json; default: its own")
     val_images: int = _flag(1000, "how many held-out images to validate on", POSITIVE_INT)
-    output: str = _flag("runs/quickstart", "run directory")
+    output: str = _flag(str(QUICKSTART), "run directory")
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
     resume: bool = _flag(False, "continue the run in `output` where it was killed; start it if it has not begun")
     # student

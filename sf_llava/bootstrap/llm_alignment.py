@@ -26,7 +26,6 @@ from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.llava.hooks import weigh_latents
 from sf_llava.llava.loading import load_llava
 from sf_llava.llava.reading import Reading, project, reading_of
-from sf_llava.mini import MINI_LLAVA_DIR
 from sf_llava.scienceqa.data import ScienceQA, explain, open_scienceqa
 from sf_llava.scienceqa.run import Answerer, Generation
 from sf_llava.teachers.base import Teacher
@@ -184,10 +183,7 @@ def load_llm(
     data = replace(data, problems=[problem for problem in data.problems if problem.has_image])
     if not data.problems:
         raise ValueError(f"`questions` {questions} has no question with a picture in its train split")
-    path = MINI_LLAVA_DIR if llava == "mini" else llava
-    if llava == "mini" and not (MINI_LLAVA_DIR / "config.json").is_file():
-        raise ValueError("there is no mini LLaVA yet: scripts/train_mini.py llava makes one; name it, `llava` DIR")
-    model, processor = load_llava(path, dtype=teacher.dtype, device_map={"": teacher.device})
+    model, processor = load_llava(llava, dtype=teacher.dtype, device_map={"": teacher.device})
     if model.config.vision_feature_layer != layer:
         raise ValueError(f"`llava` {llava} reads layer {model.config.vision_feature_layer}, `align_layer` is {layer}")
     model.model.language_model.set_attn_implementation(attention)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava import cli
+from sf_llava.catalogue import QUICKSTART
 from sf_llava.demo.memory import share_heaps
 
 MINI = "mini"
-QUICKSTART = Path("runs/quickstart")
 UPLOADS = "uploads"  # in a folder that is removed at the end
 
 
@@ -106,15 +106,15 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
-    model_path, encoders, hint = arguments.model, arguments.encoder, ""
+    encoders, hint = arguments.encoder, ""
     if mini := arguments.model == MINI:
-        model_path, encoders, hint = choose_mini(encoders)
+        encoders, hint = choose_mini(encoders)
     placement: dict[str, Any] = {"device_map": {"": choose_device(arguments.device)}}
     if arguments.bits:
         from sf_llava.llava.quantisation import quantisation_config
 
         placement["quantization_config"] = quantisation_config(arguments.bits, as_dtype(arguments.dtype))
-    model, processor = load_llava(model_path, dtype=arguments.dtype, tower=arguments.tower, **placement)
+    model, processor = load_llava(arguments.model, dtype=arguments.dtype, tower=arguments.tower, **placement)
     if arguments.conversation:
         processor.chat_template = chat_template(arguments.conversation)
     engine = Engine(model, processor, encoders)
@@ -123,19 +123,12 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
 
 def choose_mini(encoders: list[str]) -> tuple[Path, list[str], str]:
     """Find the embedded LLaVA, and the quickstart's student unless encoders are named; what to say about it."""
-    from sf_llava.mini import MINI_LLAVA_DIR
-
-    if not (MINI_LLAVA_DIR / "model.safetensors").is_file():
-        raise ValueError(
-            "the embedded LLaVA is not part of this version: train one with scripts/train_mini.py llava and name it, "
-            "--model runs/mini_llava/llava; or name another --model"
-        )
     hint = "It is tiny and knows only drawn shapes, maps and charts, in the examples' words, one question at a time."
     if not encoders:
         encoders = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
     if not encoders:
         hint += f" CLIP answers alone: no student in `{QUICKSTART}`; `make quickstart` trains one in minutes."
-    return MINI_LLAVA_DIR, encoders, hint
+    return encoders, hint
 
 
 def describe(arguments: argparse.Namespace, engine: Any, hint: str) -> str:

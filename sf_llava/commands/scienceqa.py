@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
+from sf_llava.catalogue import QUICKSTART
+from sf_llava.scienceqa import CONTROLS
 
 if TYPE_CHECKING:
     from sf_llava.llava.towers import Tower
 
-CONTROLS = ("blind", "shuffled", "grey")
 MINI = "mini"
 TOKENS = cli.Number(int, 1, 2**20)
 TEMPERATURE = cli.Number(float, 0, 100)
 TOWERS = ("original", "pooled", "swapped")
-QUICKSTART = Path("runs/quickstart")
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
 
@@ -304,15 +304,13 @@ def load(arguments: argparse.Namespace, device: Any) -> Any:
     """Load the LLaVA and its processor."""
     from sf_llava.devices import as_dtype
     from sf_llava.llava.loading import load_llava
-    from sf_llava.mini import MINI_LLAVA_DIR
 
     placement: dict[str, Any] = {"device_map": {"": device}}
     if arguments.bits:
         from sf_llava.llava.quantisation import quantisation_config
 
         placement["quantization_config"] = quantisation_config(arguments.bits, as_dtype(arguments.dtype))
-    model = MINI_LLAVA_DIR if arguments.model == MINI else arguments.model
-    return load_llava(model, dtype=arguments.dtype, tower=arguments.tower, **placement)
+    return load_llava(arguments.model, dtype=arguments.dtype, tower=arguments.tower, **placement)
 
 
 def answer_and_score(

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava import cli
+from sf_llava.scienceqa import CONTROLS
 
 LATENTS = cli.Number(int, 1, 2**16)
 SEEDS = cli.Number(int, 1, 1000)
 QUESTIONS = cli.Number(int, 2, 10**6)
-CONTROLS = ("blind", "shuffled", "grey")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -70,14 +70,13 @@ def run(arguments: argparse.Namespace) -> None:
     from sf_llava.files import write_json
     from sf_llava.llava.loading import load_llava
     from sf_llava.llava.towers import ORIGINAL, POOLED
-    from sf_llava.mini import MINI_LLAVA_DIR
     from sf_llava.report import environment
 
     for align in arguments.align:
         parse_alignment(align)  # an unknown name is an error now, not after an hour
     transformers.utils.logging.disable_progress_bar()
     device = choose_device(arguments.device)
-    model, processor = load_llava(MINI_LLAVA_DIR if arguments.model == "mini" else arguments.model)
+    model, processor = load_llava(arguments.model)
     series = swap_table.SwapSeries(
         BootstrapConfig(device=arguments.device, threads=arguments.threads),
         arguments.steps,

@@ -41,13 +41,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def open_pictures(arguments: argparse.Namespace) -> "list[Image.Image]":
     """Read the images of the command line, or draw some of both domains of the mini world."""
+    from sf_llava.data import open_images
     from sf_llava.data.images import decode
     from sf_llava.files import read_bytes
-    from sf_llava.mini.world.scenes import MiniImages
 
     if arguments.images:
         return [decode(read_bytes(path), path) for path in arguments.images]
-    world = MiniImages("both", size=2 * arguments.num_images + arguments.seed, split="test")
+    world = open_images("mini-test:both")
     return [world.load(arguments.seed + index) for index in range(arguments.num_images)]
 
 
@@ -77,12 +77,12 @@ def main(argv: list[str]) -> None:
     from sf_llava import visualize
     from sf_llava.data.transforms import Preprocessing
     from sf_llava.devices import choose_device
-    from sf_llava.measure.setup import QUICKSTART, teacher_of
+    from sf_llava.measure.setup import ENCODER, teacher_of
     from sf_llava.model.loading import load_encoder
     from sf_llava.teachers import load_teacher
     from sf_llava.teachers.attention import cls_attention
 
-    path = arguments.encoder or QUICKSTART
+    path = arguments.encoder or ENCODER
     device = choose_device(arguments.device)
     encoder = load_encoder(path, device=device)
     config = encoder.config

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from sf_llava.catalogue import LLAVAS
 from sf_llava.devices import as_dtype
 from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
@@ -70,7 +71,8 @@ def load_llava(
     """Load a LLaVA in either format, with a processor whose images are bit-equal to the original code's.
 
     Args:
-        path: a directory in transformers' or the llava package's format, or a name on the hub.
+        path: a directory in transformers' or the llava package's format, a name on the hub, or ``mini``, the small one
+            that ships.
         dtype: of all weights, or its name (fp32, fp16, bf16); RoIs and rotary frequencies stay float32.
         tower: for original directories: where the tower's config and, if the directory lacks them, weights are;
             ``mm_vision_tower`` of the config by default.
@@ -84,6 +86,8 @@ def load_llava(
         ValueError: weights are missing, the directory describes a LLaVA that transformers' class cannot be, or a
             ``tower`` is named for one in transformers' format.
     """
+    if (registered := LLAVAS.find(str(path))) is not None:
+        path = registered()
     raw, dtype = _read_raw_config(path), as_dtype(dtype)
     if Path(path).is_dir():
         check_model_directory(path)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
+from sf_llava.catalogue import QUICKSTART
 from sf_llava.files import read_json
 from sf_llava.measure.encoders import Encoder, student_encoder, teacher_encoder
 from sf_llava.model.loading import find_encoder, load_encoder
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
 
-QUICKSTART = "runs/quickstart/encoder"
+ENCODER = str(QUICKSTART / "encoder")
 
 
 def choose_models(encoder: str | None, teacher: str | None) -> tuple[str | None, str]:
@@ -19,8 +20,8 @@ def choose_models(encoder: str | None, teacher: str | None) -> tuple[str | None,
     Returns:
         Encoder directory (None: the teacher alone) and the teacher's name.
     """
-    if encoder is None and teacher in (None, "mini") and (Path(QUICKSTART) / "config.json").is_file():
-        encoder = QUICKSTART
+    if encoder is None and teacher in (None, "mini") and (Path(ENCODER) / "config.json").is_file():
+        encoder = ENCODER
     if encoder is not None and teacher is None:
         teacher = teacher_of(encoder)
     return encoder, teacher or "mini"

@@ -9,7 +9,7 @@ from typing import Any
 from sf_llava import files
 from sf_llava.data.folder import FolderImages
 from sf_llava.data.images import PackedStrings
-from sf_llava.retrieval.captions import CAPTIONS_AN_IMAGE, CaptionedImages, check_unique, gather
+from sf_llava.retrieval.pairs import CAPTIONS_AN_IMAGE, CaptionedImages, check_unique, gather
 
 SPLIT = "test"
 KARPATHY_TEST_IMAGES = {"coco": 5000, "flickr30k": 1000}

@@ -21,11 +21,11 @@ from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.positions import generate_in_place
 from sf_llava.llava.tokens import encode_prompts, harmless
 from sf_llava.measure.store import digest_texts, digest_weights
+from sf_llava.scienceqa import CONTROLS
 from sf_llava.scienceqa.data import ScienceQA, shuffle_images
 from sf_llava.scienceqa.predictions import read_log
 from sf_llava.scienceqa.problems import Problem, ask
 
-CONTROLS = ("blind", "shuffled", "grey")
 GREY = (128, 128, 128)
 ANSWERS = "answers.jsonl"
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sf_llava.catalogue import TEACHERS
 from sf_llava.devices import as_dtype
 from sf_llava.files import read_json_object
-from sf_llava.mini import MINI_CLIP_DIR
 
 if TYPE_CHECKING:
     from sf_llava.teachers.base import Teacher
@@ -44,10 +44,8 @@ def load_teacher(name: str, *, dtype: "torch.dtype | str" = "fp32", device: "str
 
 def _parse(name: str) -> tuple[str, str]:
     """Split a teacher's name into its family and what that family's adapter reads."""
-    if name == "mini":
-        if not (MINI_CLIP_DIR / "config.json").is_file():
-            raise ValueError(f"the mini teacher is not in {MINI_CLIP_DIR}; make it: python scripts/train_mini.py clip")
-        return "transformers", str(MINI_CLIP_DIR)
+    if (registered := TEACHERS.find(name)) is not None:
+        name = registered()
     family, _, spec = name.partition(":")
     if family in ("open_clip", "transformers", "timm"):
         if not spec:

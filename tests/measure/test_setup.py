@@ -15,7 +15,7 @@ from sf_llava.measure.setup import teacher_of
         ("gpu", "unknown device 'gpu'"),
         ("", "unknown device ''"),
         ("meta", "device 'meta' cannot be used here"),
-        ("cuda:99", r"device 'cuda:99' cannot be used here \(.+\): use --device auto or cpu"),
+        ("cuda:99", r"device 'cuda:99' cannot be used here \(.+\): use `device` auto or cpu"),
     ],
 )
 def test_a_device_that_is_not_there_is_one_sentence(name, message):

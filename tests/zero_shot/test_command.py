@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sf_llava.teachers import MINI_CLIP_DIR
+from sf_llava.mini import MINI_CLIP_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -26,7 +26,7 @@ from sf_llava.files import write_directory, write_json
 from sf_llava.llava.host import embed_prompts
 from sf_llava.llava.reading import project, reading_of
 from sf_llava.mini.questions.pictures import DESCRIBE, describe
-from sf_llava.mini.questions.sets import draw_picture, kind_of, picture_problems, text_problem
+from sf_llava.mini.questions.sets import draw_picture, picture_problems, text_problem
 from sf_llava.mini.training.clip_model import normalise
 from sf_llava.mini.training.clip_training import TrainingConfig, train
 from sf_llava.mini.training.llava_model import (
@@ -38,7 +38,7 @@ from sf_llava.mini.training.llava_model import (
     save_llava,
 )
 from sf_llava.mini.world.canvas import Scene
-from sf_llava.scienceqa.problems import Problem, ask, explain
+from sf_llava.scienceqa.problems import Problem, ask, explain, kind_of
 from sf_llava.scienceqa.scoring import LETTERS, NUM_PUBLISHED
 
 RECIPE = TrainingConfig(steps=8000, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
