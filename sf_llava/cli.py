@@ -12,13 +12,12 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-Config = TypeVar("Config")
 FORESEEN = (ValueError, OSError, RuntimeError, TypeError, ImportError)
 """Errors that speak for themselves; of any other the place is said too."""
 
@@ -106,33 +105,43 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, **defaults: Any) -> 
         parser.add_argument(f"--{name}", **options)
 
 
-def parse_config(config: type[Config], argv: list[str], description: str | None) -> Config:
-    """Parse ``argv`` into a dataclass: a flag a field, in kebab case, with the help text of the field's metadata.
+def parse_fields(parts: Mapping[str, type], argv: list[str], description: str | None) -> dict[str, Any]:
+    """Parse ``argv`` into the fields of dataclasses: a flag a field, in kebab case, with the help of its metadata.
 
-    Fields are booleans (``--flag`` and ``--no-flag``), ``Literal`` choices, numbers or text; any may allow None. A
-    ``Number`` in the metadata bounds a number.
+    Fields are booleans (``--flag`` and ``--no-flag``), ``Literal`` choices, numbers or text; any may allow None. In the
+    metadata a ``number`` bounds a number, a ``type`` is that of the flag.
+
+    Args:
+        parts: dataclasses by what they are about; the help is grouped so.
+        argv: the command line.
+        description: what the command does.
+
+    Returns:
+        Those fields that were named.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = get_type_hints(config)
-    for field in fields(config):
-        kind = hints[field.name]
-        if get_origin(kind) in (Union, types.UnionType):
-            (kind,) = [part for part in get_args(kind) if part is not type(None)]
-        text = _name_flags(field.metadata.get("help", ""), hints)
-        if field.default is not None and kind is not bool:
-            text += f" (default: {field.default:.4g})" if kind is float else f" (default: {field.default})"
-        options: dict[str, Any] = {"default": field.default, "help": text.replace("%", "%%")}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(kind) is Literal:
-            options["choices"] = get_args(kind)
-        else:
-            options |= {
-                "type": field.metadata.get("number") or kind,
-                "metavar": {int: "N", float: "X"}.get(kind, "NAME"),
-            }
-        parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name, **options)
-    return config(**vars(parse(parser, argv)))
+    names = {known.name for part in parts.values() for known in fields(part)}
+    for title, part in parts.items():
+        group, hints = parser.add_argument_group(title), get_type_hints(part)
+        for known in fields(part):
+            kind = known.metadata.get("type", hints[known.name])
+            if get_origin(kind) in (Union, types.UnionType):
+                (kind,) = [one for one in get_args(kind) if one is not type(None)]
+            text = _name_flags(known.metadata.get("help", ""), names)
+            if known.default not in (None, MISSING) and kind is not bool:
+                text += f" (default: {known.default:.4g})" if kind is float else f" (default: {known.default})"
+            options: dict[str, Any] = {"default": None, "help": text.replace("%", "%%")}
+            if kind is bool:
+                options["action"] = argparse.BooleanOptionalAction
+            elif get_origin(kind) is Literal:
+                options["choices"] = get_args(kind)
+            else:
+                options |= {
+                    "type": known.metadata.get("number") or kind,
+                    "metavar": {int: "N", float: "X"}.get(kind, "NAME"),
+                }
+            group.add_argument("--" + known.name.replace("_", "-"), dest=known.name, **options)
+    return {name: value for name, value in vars(parse(parser, argv)).items() if value is not None}
 
 
 _arguments: set[str] = set()  # of the command that runs, by the names that library code has for them

@@ -1,16 +1,45 @@
-"""Training batches: which images a process sees at which step, in micro-batches, from any step on."""
+"""Training batches: which images a process sees at which step, in micro-batches, from any step on.
+
+Letters: B images, K questions, S pixels a side.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.data.bootstrap_images import BootstrapImages, collate
 from sf_llava.data.loading import wait_of, watch
 from sf_llava.data.sampler import BootstrapSampler
+
+
+class Batch(NamedTuple):
+    """What a process sees at once.
+
+    Attributes:
+        pixel_values: (B + K, 3, S, S), the images, and behind them the pictures of questions.
+        index: (B,) int64, which images.
+        questions: (K,) int64, which questions; none where no LLM is asked.
+        skipped: one line for every unreadable picture that another stands for.
+    """
+
+    pixel_values: Tensor
+    index: Tensor
+    questions: Tensor
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are read: the seed of their order, the processes that decode, the parts of a step."""
+
+    seed: int
+    workers: int
+    parts: int
 
 
 @dataclass(frozen=True)
@@ -25,38 +54,63 @@ class MicroBatches:
             yield from (batch[start : start + self.size] for start in range(0, len(batch), self.size))
 
 
-def micro_batches(
-    images: BootstrapImages, config: BootstrapConfig, accelerator: Accelerator, batch_size: int, parts: int, step: int
-) -> Iterator[dict[str, Any]]:
-    """Give this process's endless micro-batches from ``step`` on: ``batch_size`` images a step over all processes.
+def batches(
+    images: BootstrapImages,
+    batch_size: int,
+    asked: tuple[BootstrapImages, int] | None,
+    loading: Loading,
+    accelerator: Accelerator,
+    step: int,
+) -> Iterator[Batch]:
+    """Give this process's endless micro-batches from ``step`` on, on the device.
 
     Args:
         images: training images.
-        config: gives seed and workers.
-        accelerator: gives this process's place.
-        batch_size: images of one optimiser step.
-        parts: micro-batches of one optimiser step.
+        batch_size: of them in one optimiser step, over all processes.
+        asked: pictures of questions, and how many of them in one step, where a LLM is asked.
+        loading: how they are read.
+        accelerator: gives this process's place and device.
         step: where to start.
 
     Raises:
-        ValueError: the batch has no equal parts.
+        ValueError: a batch has no equal parts.
         LoadingError: (from the iterator) data loading processes died or stand still.
     """
+    sets = [(images, batch_size), *([asked] if asked else [])]
+    loaders = [_micro_batches(pictures, size, loading, accelerator, step) for pictures, size in sets]
+    return _join(loaders, accelerator.device)
+
+
+def _join(loaders: list[Iterator[dict[str, Any]]], device: torch.device) -> Iterator[Batch]:
+    for batch, *questions in zip(*loaders, strict=True):
+        pixel_values = [part["pixel_values"].to(device, non_blocking=True) for part in (batch, *questions)]
+        yield Batch(
+            torch.cat(pixel_values) if questions else pixel_values[0],
+            batch["index"],
+            questions[0]["index"] if questions else torch.empty(0, dtype=torch.int64),
+            [line for part in (batch, *questions) for line in part["skipped"]],
+        )
+
+
+def _micro_batches(
+    images: BootstrapImages, batch_size: int, loading: Loading, accelerator: Accelerator, step: int
+) -> Iterator[dict[str, Any]]:
+    """Give the micro-batches of one set of images; see :func:`batches`."""
     processes = accelerator.num_processes
-    if batch_size % (processes * parts):
+    if batch_size % (processes * loading.parts):
         raise ValueError(
-            f"{batch_size} images or questions a step have no {processes} x {parts} equal parts (processes and "
+            f"{batch_size} images or questions a step have no {processes} x {loading.parts} equal parts (processes and "
             "micro-batches): change `batch_size`, `micro_batch_size` or `llm_batch_size`"
         )
     share = batch_size // processes
-    sampler = BootstrapSampler(len(images), share, config.seed, accelerator.process_index, processes, start_step=step)
+    sampler = BootstrapSampler(len(images), share, loading.seed, accelerator.process_index, processes, start_step=step)
     loader = DataLoader(
         images,
-        batch_sampler=MicroBatches(sampler, share // parts),
+        batch_sampler=MicroBatches(sampler, share // loading.parts),
         collate_fn=collate,
-        num_workers=config.workers,
+        num_workers=loading.workers,
         pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=config.workers > 0,
-        timeout=wait_of(config.workers),
+        persistent_workers=loading.workers > 0,
+        timeout=wait_of(loading.workers),
     )
     return watch(loader)

@@ -1,10 +1,15 @@
-"""Every number of a bootstrap run, and the recipes that set them.
+"""Every number of a bootstrap run, in parts by what it is about, and the recipes that fill in what was not asked for.
 
-Recipes are named after the paper's stages. A flag given by the user always wins over the recipe.
+    config = BootstrapConfig.of(teacher="mini", steps=100)      # flat names, as the flags of the command
+    config.optimiser.batch_size                                 # complete: the recipe's, where none was asked for
+
+Recipes are named after the paper's stages. What is asked for always wins over the recipe. None is left only where it
+means that there is none (no run to continue) or that the teacher or the length of the run decides.
 """
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from sf_llava.catalogue import QUICKSTART
@@ -18,32 +23,61 @@ EPOCHS = Number(float, 0, 10**6, above=True)
 BETA = Number(float, 0, 1 - 1e-9)
 AREA = Number(float, 0, 1, above=True)
 RATIO = Number(float, 1, 100)
+LAYER = Number(int, -1000, -1)
 
 
 def _flag(default: Any, text: str, number: Number | None = None) -> Any:
     return field(default=default, metadata={"help": text, "number": number})
 
 
-@dataclass(frozen=True)
-class BootstrapConfig:
-    """One run. ``None`` means: taken from the recipe, the teacher or the machine, and written down in the run."""
+def _recipe(text: str, number: Number | None = None) -> Any:
+    """A field that the recipe fills in where it is not asked for."""
+    return field(metadata={"help": text, "number": number})
 
-    # what
-    stage: Literal["mini", "imagenet", "continue", "scienceqa"] | None = _flag(
-        None,
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Which recipe and teacher, where the run lies, on which machine, and what is told and kept on the way."""
+
+    stage: Literal["mini", "imagenet", "continue", "scienceqa"] = _recipe(
         "recipe: mini (drawn world, minutes), imagenet (the paper's 20 epochs), continue (5 epochs from a smaller "
         "student with more latents or pixels), scienceqa (about 1,000 steps on its images). "
-        "Default: mini for the mini teacher, imagenet otherwise",
+        "Default: mini for the mini teacher, imagenet otherwise"
     )
     teacher: str = _flag("mini", "mini, open_clip:MODEL/TAG_OR_FILE, transformers:ID_OR_DIR, timm:MODEL[/FILE], a path")
-    data: str | None = _flag(None, "unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
+    output: str = _flag(str(QUICKSTART), "run directory")
+    resume: bool = _flag(False, "continue the run in `output` where it was killed; start it if it has not begun")
+    seed: int = _flag(0, "of the student's initialisation, the image order and the augmentation", SEED)
+    device: Literal["auto", "cpu"] = _flag("auto", "auto: the accelerator where there is one")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = _flag("auto", "arithmetic; auto: bf16 where it is fast")
+    workers: int = _flag(1, "data loading processes a device", WORKERS)
+    threads: int = _flag(0, "CPU threads for arithmetic; 0: torch's choice", THREADS_OR_AUTO)
+    log_every: int = _flag(10, "steps between log lines", POSITIVE_INT)
+    eval_every: int | None = _flag(None, "steps between validations; default: ten a run", POSITIVE_INT)
+    save_every: int | None = _flag(None, "steps between checkpoints; default: twenty a run", POSITIVE_INT)
+    keep_checkpoints: int = _flag(2, "newest checkpoints to keep, at least 1", POSITIVE_INT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are augmented."""
+
+    data: str = _recipe("unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
     val_data: str | None = _flag(None, "validation images; default: some of `data`, held out")
     classes: str | None = _flag(None, "classes of `val_data`: mini, cifar10, imagenet or FILE.json; default: its own")
     val_images: int = _flag(1000, "how many held-out images to validate on", POSITIVE_INT)
-    output: str = _flag(str(QUICKSTART), "run directory")
+    flip: float = _recipe("probability of a horizontal flip; paper: 0.5, ScienceQA: 0", FRACTION)
+    crop_scale_min: float = _recipe("smallest area of a random resized crop; paper: 0.5; 1: no crop", AREA)
+    crop_ratio_max: float = _flag(
+        4 / 3, "largest aspect ratio of a crop, the smallest is its inverse; paper: 4/3", RATIO
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """What the student is built like, and from what."""
+
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
-    resume: bool = _flag(False, "continue the run in `output` where it was killed; start it if it has not begun")
-    # student
     num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches", LATENTS)
     image_size: int | None = _flag(None, "student's input side in pixels; default: the teacher's", PIXELS)
     num_truncated: int | None = _flag(None, "leading teacher blocks to drop; default: a third (Table 8)", BLOCKS)
@@ -51,31 +85,60 @@ class BootstrapConfig:
         None, "cortex blocks to tune, counted from the first; default: a third (Table 8)", BLOCKS
     )
     reuse_weights: bool = _flag(True, "inherit the teacher's blocks (Table 3: w/o reusing weights)")
-    # loss
+    gradient_checkpointing: bool = _flag(False, "recompute activations to save memory")
+    attention: Literal["auto", "eager", "sdpa"] = _flag("auto", "attention kernel; auto: eager on CPU, sdpa elsewhere")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the student is trained for: the paper's loss on the embedding, and losses on the tokens that LLaVA reads.
+
+    ``align`` is a text on the command line and weights by name here, empty for none; ``llava`` and ``questions`` are
+    set where it asks a LLM.
+    """
+
     loss: Literal["cosine", "kl"] = _flag("cosine", "align embeddings (Eq. 5) or distil class logits (Table 3)")
     temperature: float = _flag(3.0, "of the KL loss", POSITIVE)
     class_loss_weight: float = _flag(
         0.0, "weight of an added cross-entropy on labels (Table 3: with cls loss)", NON_NEGATIVE
     )
-    # alignment of tokens, beyond the paper
-    align: str | None = _flag(
-        None,
-        "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), set, readout, llm, placed "
-        "(llm, read with positions and bias), or a sum with weights, set=0.3+readout=1 (these are the default weights; "
-        "llm and placed: 4). Bootstrap first, align after",
+    align: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={
+            "help": "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), set, readout, "
+            "llm, placed (llm, read with positions and bias), or a sum with weights, set=0.3+readout=1 (these are the "
+            "default weights; llm and placed: 4). Bootstrap first, align after",
+            "number": None,
+            "type": str,
+        },
     )
-    align_layer: int | None = _flag(None, "hidden state that LLaVA reads, counted from the end; default: -2")
+    align_layer: int = _flag(-2, "hidden state that LLaVA reads, counted from the end", LAYER)
     llava: str | None = _flag(None, "LLaVA on this teacher, for `align` llm: a directory, a hub name, mini")
     questions: str | None = _flag(None, "ScienceQA data for `align` llm, of which the train split is read: DIR, mini:N")
-    llm_batch_size: int | None = _flag(None, "questions of one optimiser step, over all processes; default: 32", BATCH)
-    # schedule
+
+    @property
+    def asks_llm(self) -> bool:
+        """Whether a LLM is asked."""
+        return bool(self.align.keys() & LLM_LOSSES)
+
+    @property
+    def align_text(self) -> str | None:
+        """``align`` as the command line has it, with all weights; None for none."""
+        return "+".join(f"{name}={weight:g}" for name, weight in self.align.items()) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """How long, in which batches, at which rates. ``steps`` wins over ``epochs``, of which there is one."""
+
     epochs: float | None = _flag(None, "passes over the data; paper: 20", EPOCHS)
     steps: int | None = _flag(None, "optimiser steps; wins over `epochs`", POSITIVE_INT)
     warmup_epochs: float | None = _flag(None, "linear warm-up with inherited weights frozen; paper: 1", NON_NEGATIVE)
     warmup_steps: int | None = _flag(None, "the same in steps; wins over `warmup_epochs`", COUNT)
-    batch_size: int | None = _flag(None, "images of one optimiser step, over all processes", BATCH)
+    batch_size: int = _recipe("images of one optimiser step, over all processes", BATCH)
     micro_batch_size: int | None = _flag(None, "images a process sees at once; smaller ones are accumulated", BATCH)
-    lr: float | None = _flag(None, "peak learning rate; paper: 2e-4, continuation 5e-5", POSITIVE)
+    llm_batch_size: int = _flag(32, "questions of one optimiser step, over all processes", BATCH)
+    lr: float = _recipe("peak learning rate; paper: 2e-4, continuation 5e-5", POSITIVE)
     inherited_lr_scale: float = _flag(
         0.1, "learning rate of inherited tunable blocks, relative; paper: 0.1", NON_NEGATIVE
     )
@@ -83,25 +146,59 @@ class BootstrapConfig:
     beta1: float = _flag(0.9, "AdamW; not in the paper", BETA)
     beta2: float = _flag(0.98, "AdamW; not in the paper", BETA)
     clip_norm: float = _flag(1.0, "gradient clipping; not in the paper", POSITIVE)
-    # augmentation
-    flip: float | None = _flag(None, "probability of a horizontal flip; paper: 0.5, ScienceQA: 0", FRACTION)
-    crop_scale_min: float | None = _flag(None, "smallest area of a random resized crop; paper: 0.5; 1: no crop", AREA)
-    crop_ratio_max: float = _flag(
-        4 / 3, "largest aspect ratio of a crop, the smallest is its inverse; paper: 4/3", RATIO
-    )
-    # machine
-    seed: int = _flag(0, "of the student's initialisation, the image order and the augmentation", SEED)
-    device: Literal["auto", "cpu"] = _flag("auto", "auto: the accelerator where there is one")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = _flag("auto", "arithmetic; auto: bf16 where it is fast")
-    workers: int = _flag(1, "data loading processes a device", WORKERS)
-    threads: int = _flag(0, "CPU threads for arithmetic; 0: torch's choice", THREADS_OR_AUTO)
-    gradient_checkpointing: bool = _flag(False, "recompute activations to save memory")
-    attention: Literal["auto", "eager", "sdpa"] = _flag("auto", "attention kernel; auto: eager on CPU, sdpa elsewhere")
-    # reporting
-    log_every: int = _flag(10, "steps between log lines", POSITIVE_INT)
-    eval_every: int | None = _flag(None, "steps between validations; default: ten a run", POSITIVE_INT)
-    save_every: int | None = _flag(None, "steps between checkpoints; default: twenty a run", POSITIVE_INT)
-    keep_checkpoints: int = _flag(2, "newest checkpoints to keep, at least 1", POSITIVE_INT)
+
+
+PARTS = {
+    "run": RunConfig,
+    "data": DataConfig,
+    "student": StudentConfig,
+    "objective": ObjectiveConfig,
+    "optimiser": OptimiserConfig,
+}
+
+
+@dataclass(frozen=True)
+class BootstrapConfig:
+    """One run, complete, in parts; made by :meth:`of`. ``asked`` is what was asked for, by flat names."""
+
+    run: RunConfig
+    data: DataConfig
+    student: StudentConfig
+    objective: ObjectiveConfig
+    optimiser: OptimiserConfig
+    asked: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, **asked: Any) -> "BootstrapConfig":
+        """Fill up what is asked for, by the names of all parts' fields, with the stage's recipe; None asks for nothing.
+
+        Raises:
+            ValueError: unknown names, values that contradict each other or make no run.
+        """
+        known = {known.name for part in PARTS.values() for known in fields(part)}
+        if unknown := sorted(asked.keys() - known):
+            raise ValueError(f"unknown field(s) {', '.join(unknown)}; valid: {', '.join(sorted(known))}")
+        asked = {name: value for name, value in asked.items() if value is not None}
+        values = _fill_up(asked)
+        parts = {
+            name: part(**{known.name: values[known.name] for known in fields(part) if known.name in values})
+            for name, part in PARTS.items()
+        }
+        return cls(**parts, asked=asked)
+
+    def but(self, **asked: Any) -> "BootstrapConfig":
+        """The run that was asked for, with these changes."""
+        return self.of(**{**self.asked, **asked})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by their flat names, as ``config.json`` holds them."""
+        values = {name: value for part in PARTS for name, value in asdict(getattr(self, part)).items()}
+        values["align"] = self.objective.align_text
+        if not self.objective.align:
+            values["align_layer"] = None
+        if not self.objective.asks_llm:
+            values["llm_batch_size"] = None
+        return values
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -146,39 +243,48 @@ CHANGEABLE_FIELDS = (
 diverged or did not fit. With others a run would not be one run any more."""
 
 
-def complete(config: BootstrapConfig) -> BootstrapConfig:
-    """Fill what the user left open from the stage's recipe.
+def _fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the values of all fields that do not keep their default.
 
     Raises:
         ValueError: values that contradict each other or make no run.
     """
-    stage = config.stage or ("mini" if config.teacher == "mini" else "imagenet")
+    teacher = asked.get("teacher", "mini")
+    stage = asked.get("stage", "mini" if teacher == "mini" else "imagenet")
+    if stage not in RECIPES:
+        raise ValueError(f"`stage` {stage!r} is unknown; valid: {', '.join(RECIPES)}")
+    align = parse_alignment(asked.get("align", "none"))
+    asks = bool(align.keys() & LLM_LOSSES)
     recipe = dict(RECIPES[stage])
-    if config.teacher == "mini" and stage != "mini":
+    if teacher == "mini" and stage != "mini":
         recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
             recipe |= dict(data="mini:diagrams", steps=220)
-        if stage == "scienceqa" and asks_llm(config.align):
+        if stage == "scienceqa" and asks:
             recipe |= MINI_LLM_RECIPE
-    if config.steps is not None or config.epochs is not None:
-        recipe.pop("steps", None)
-        recipe.pop("epochs", None)
-    if config.warmup_steps is not None or config.warmup_epochs is not None:
-        recipe.pop("warmup_steps", None)
-        recipe.pop("warmup_epochs", None)
-    known = {f.name for f in fields(config)}
-    changes = {name: value for name, value in recipe.items() if name in known and getattr(config, name) is None}
-    config = _complete_alignment(replace(config, stage=stage, **changes))
-    _check(config)
-    return config
+    for names in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
+        if asked.keys() & set(names):
+            recipe = {name: value for name, value in recipe.items() if name not in names}
+    if teacher == "mini" and asks:
+        recipe |= dict(llava="mini", questions="mini-described:80000")
+    if not asks:
+        recipe.pop("llm_batch_size", None)
+    values = {**recipe, **asked, "stage": stage, "align": align}
+    _check_alignment(asked, values, asks)
+    _check(values)
+    return values
 
 
-def parse_alignment(text: str) -> dict[str, float]:
-    """Read ``set=0.3+readout`` into weights by name; a bare name has its default weight.
+def parse_alignment(text: str | Mapping[str, float]) -> dict[str, float]:
+    """Read ``set=0.3+readout`` into weights by name; a bare name has its default weight, ``none`` gives none.
 
     Raises:
         ValueError: an unknown or repeated name, or a weight that is no positive number.
     """
+    if not isinstance(text, str):
+        text = "+".join(f"{name}={weight}" for name, weight in text.items()) or "none"
+    if text == "none":
+        return {}
     weights: dict[str, float] = {}
     for term in text.split("+"):
         name, _, number = term.strip().partition("=")
@@ -199,42 +305,33 @@ def parse_alignment(text: str) -> dict[str, float]:
 
 def asks_llm(align: str | None) -> bool:
     """Whether ``align`` asks a LLM."""
-    return align not in (None, "none") and bool(parse_alignment(align).keys() & LLM_LOSSES)
+    return bool(parse_alignment(align or "none").keys() & LLM_LOSSES)
 
 
-def _complete_alignment(config: BootstrapConfig) -> BootstrapConfig:
-    """Write the weights out and fill in what the asked losses need; without any, ``align`` is None."""
-    weights = parse_alignment(config.align) if config.align not in (None, "none") else {}
-    asks = asks_llm(config.align)
+def _check_alignment(asked: Mapping[str, Any], values: Mapping[str, Any], asks: bool) -> None:
+    """Refuse what has no use without the losses it belongs to, and losses without what they need."""
     idle = () if asks else ("llava", "questions", "llm_batch_size")
-    for name in idle if weights else ("align_layer", *idle):
-        if getattr(config, name) is not None:
+    for name in idle if values["align"] else ("align_layer", *idle):
+        if name in asked:
             raise ValueError(f"`{name}` has no use without `align`{' llm' if name in idle else ''}")
-    if not weights:
-        return replace(config, align=None)
-    config = replace(config, align="+".join(f"{name}={weight:g}" for name, weight in weights.items()))
-    defaults = dict(align_layer=-2)
-    if asks:
-        defaults |= dict(llm_batch_size=32)
-        defaults |= dict(llava="mini", questions="mini-described:80000") if config.teacher == "mini" else {}
-    config = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
-    if config.align_layer >= 0:
-        raise ValueError(f"`align_layer` must count from the end, as -2 does, not be {config.align_layer}")
-    if asks and (config.llava is None or config.questions is None):
+    if asked.get("align_layer", -1) >= 0:
+        raise ValueError(f"`align_layer` must count from the end, as -2 does, not be {asked['align_layer']}")
+    if asks and not ("llava" in values and "questions" in values):
         raise ValueError(
             "`align` llm or placed needs `llava` (a LLaVA on this teacher) and `questions` (in ScienceQA's form)"
         )
-    return config
 
 
-def _check(config: BootstrapConfig) -> None:
-    if config.data is None:
-        raise ValueError(
-            f"`stage` {config.stage} needs `data`: folder:DIR, parquet:FILES, webdataset:SHARDS or hub:NAME"
-        )
-    if config.stage in ("continue", "scienceqa") and config.init_from is None:
-        raise ValueError(f"`stage` {config.stage} continues a student: give its run or encoder with `init_from`")
-    for known in fields(config):
-        number, value = known.metadata["number"], getattr(config, known.name)
-        if number is not None and value is not None and not number.admits(value):
-            raise ValueError(f"`{known.name}`: expected {number}, not {value}")
+def _check(values: Mapping[str, Any]) -> None:
+    stage = values["stage"]
+    if "data" not in values:
+        raise ValueError(f"`stage` {stage} needs `data`: folder:DIR, parquet:FILES, webdataset:SHARDS or hub:NAME")
+    if stage in ("continue", "scienceqa") and "init_from" not in values:
+        raise ValueError(f"`stage` {stage} continues a student: give its run or encoder with `init_from`")
+    for known in (known for part in PARTS.values() for known in fields(part)):
+        if known.name in values:
+            number, value = known.metadata["number"], values[known.name]
+            if number is not None and not number.admits(value):
+                raise ValueError(f"`{known.name}`: expected {number}, not {value}")
+        else:
+            assert known.default is not MISSING or known.default_factory is not MISSING, f"no recipe has {known.name}"

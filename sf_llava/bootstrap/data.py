@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass, replace
 
-from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.config import DataConfig, ObjectiveConfig
 from sf_llava.bootstrap.validation import ValidationImages
 from sf_llava.data import LabelledImages, open_images, open_labelled
 from sf_llava.data.bootstrap_images import BootstrapImages
@@ -30,26 +30,28 @@ class BootstrapData:
     task: ZeroShotTask | None
 
 
-def open_data(config: BootstrapConfig, teacher: Teacher, image_size: int) -> BootstrapData:
+def open_data(
+    config: DataConfig, objective: ObjectiveConfig, seed: int, teacher: Teacher, image_size: int
+) -> BootstrapData:
     """Open training and validation images with the teacher's preprocessing at ``image_size`` pixels."""
     preprocessing = replace(teacher.preprocessing, image_size=image_size)
     source = open_images(config.data)
-    labels = training_labels(config, teacher) if config.class_loss_weight else None
+    labels = training_labels(config, teacher) if objective.class_loss_weight else None
     if config.val_data is None:
-        source, held_out = hold_out(source, config.val_images, config.seed)
+        source, held_out = hold_out(source, config.val_images, seed)
         labels = labels and [labels[i] for i in source.indices]
         validation, task = ValidationImages(held_out, preprocessing, config.val_images, None), None
     else:
-        validation, task = open_validation(config, teacher, preprocessing)
-    if task is None and (config.loss == "kl" or config.class_loss_weight):
+        validation, task = open_validation(config, config.val_data, teacher, preprocessing)
+    if task is None and (objective.loss == "kl" or objective.class_loss_weight):
         raise ValueError("class logits need classes: name a `val_data` that has them (and `classes`)")
     crop = None if config.crop_scale_min == 1 else (config.crop_scale_min, 1.0)
     ratio = (1 / config.crop_ratio_max, config.crop_ratio_max)
-    images = BootstrapImages(source, BootstrapTransform(preprocessing, config.flip, crop, ratio), config.seed)
+    images = BootstrapImages(source, BootstrapTransform(preprocessing, config.flip, crop, ratio), seed)
     return BootstrapData(images, labels, validation, task)
 
 
-def training_labels(config: BootstrapConfig, teacher: Teacher) -> list[int]:
+def training_labels(config: DataConfig, teacher: Teacher) -> list[int]:
     """Read the class of every training image, in the order of the class set, for the added class loss.
 
     Raises:
@@ -61,26 +63,26 @@ def training_labels(config: BootstrapConfig, teacher: Teacher) -> list[int]:
 
 
 def open_validation(
-    config: BootstrapConfig, teacher: Teacher, preprocessing: Preprocessing
+    config: DataConfig, name: str, teacher: Teacher, preprocessing: Preprocessing
 ) -> tuple[ValidationImages, ZeroShotTask | None]:
-    """Open ``val_data``, with classes where the data set has them and the teacher can score them."""
-    labelled = _open_labelled(config)
+    """Open validation images by name, with classes where the data set has them and the teacher can score them."""
+    labelled = _open_labelled(config, name)
     if labelled is None or not (teacher.has_text or teacher.num_classes):
-        return ValidationImages(open_images(config.val_data), preprocessing, config.val_images, None), None
+        return ValidationImages(open_images(name), preprocessing, config.val_images, None), None
     task = _task(teacher, labelled, config)
     return ValidationImages(task.images, preprocessing, config.val_images, task.labels), task
 
 
-def _task(teacher: Teacher, labelled: LabelledImages, config: BootstrapConfig) -> ZeroShotTask:
+def _task(teacher: Teacher, labelled: LabelledImages, config: DataConfig) -> ZeroShotTask:
     task = zero_shot_task(teacher, labelled, config.classes)
     for note in task.description["notes"]:
         warnings.warn(note, stacklevel=2)
     return task
 
 
-def _open_labelled(config: BootstrapConfig) -> LabelledImages | None:
+def _open_labelled(config: DataConfig, name: str) -> LabelledImages | None:
     try:
-        return open_labelled(config.val_data)
+        return open_labelled(name)
     except ValueError:
         if config.classes is not None:
             raise

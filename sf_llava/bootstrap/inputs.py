@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 from torch import nn
 
-from sf_llava.bootstrap.alignment import Alignment
 from sf_llava.bootstrap.data import BootstrapData
+from sf_llava.bootstrap.objectives.llm import LlmObjective
 from sf_llava.data import ImageSource
 from sf_llava.data.images import CorruptImageError
 from sf_llava.measure.store import digest_texts, digest_weights
@@ -15,16 +15,16 @@ from sf_llava.teachers.base import Teacher
 NUM_IMAGES = 16
 
 
-def digest_inputs(teacher: Teacher, data: BootstrapData, alignment: Alignment | None) -> dict[str, str]:
+def digest_inputs(teacher: Teacher, data: BootstrapData, llm: LlmObjective | None) -> dict[str, str]:
     """Digest teacher, images and, where a LLM is asked, LLaVA and questions; by the words for each."""
     found = {
         _name("teacher weights", teacher): digest_weights(teacher),
         "training images": digest_texts(digest_images(data.images.source), str(data.labels)),
         "validation images": digest_texts(digest_images(data.validation.images.source), str(data.validation.labels)),
     }
-    if alignment is not None and alignment.llm is not None:
-        questions = alignment.llm.questions.data
-        found[_name("weights of the LLaVA", alignment.llm.model)] = digest_weights(alignment.llm.model)
+    if llm is not None:
+        questions = llm.questions.data
+        found[_name("weights of the LLaVA", llm.model)] = digest_weights(llm.model)
         found["questions"] = digest_texts(*(f"{problem}" for problem in questions.problems))
     return found
 

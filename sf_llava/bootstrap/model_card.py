@@ -39,37 +39,37 @@ def model_card(config: BootstrapConfig, results: dict[str, Any], mean: tuple, st
     if results["zero_shot"]:
         first, second = results["zero_shot"]["encoders"]
         lines = (
-            f"| zero-shot top-1 on `{config.val_data}` ({results['zero_shot']['num_images']:,} images) | "
+            f"| zero-shot top-1 on `{config.data.val_data}` ({results['zero_shot']['num_images']:,} images) | "
             f"{second['top1']:.2%} (teacher {first['top1']:.2%}) |\n"
         )
     inheritance = results["inheritance"]
     return CARD.format(
         latents=student["tokens"],
-        teacher=config.teacher,
+        teacher=config.run.teacher,
         teacher_tokens=teacher["tokens"],
         size=student["image_size"],
         blocks=inheritance["num_tunable"] + inheritance["num_frozen"] if inheritance["reused"] else 0,
         mean=tuple(round(value, 4) for value in mean),
         std=tuple(round(value, 4) for value in std),
-        stage=config.stage,
-        init=f", continued from `{config.init_from}`" if config.init_from else "",
-        data=config.data,
+        stage=config.run.stage,
+        init=f", continued from `{config.student.init_from}`" if config.student.init_from else "",
+        data=config.data.data,
         steps=results["step"],
-        batch=config.batch_size,
-        loss=config.loss,
-        lr=config.lr,
+        batch=config.optimiser.batch_size,
+        loss=config.objective.loss,
+        lr=config.optimiser.lr,
         alignment=_alignment(config),
         cosine=results["val_cosine"],
         zero_shot=lines,
         parameters=student["parameters"] / 1e6,
         multiply_adds=student["multiply_adds"] / 1e9,
-        seed=config.seed,
+        seed=config.run.seed,
         dtype=results["dtype"],
     )
 
 
 def _alignment(config: BootstrapConfig) -> str:
-    if config.align is None:
+    if not config.objective.align:
         return "none (the paper)"
-    llm = f", questions `{config.questions}` to `{config.llava}`" if config.llava else ""
-    return f"`{config.align}` on hidden states {config.align_layer}{llm}"
+    llm = f", questions `{config.objective.questions}` to `{config.objective.llava}`" if config.objective.llava else ""
+    return f"`{config.objective.align_text}` on hidden states {config.objective.align_layer}{llm}"

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from sf_llava import files
-from sf_llava.bootstrap.alignment import make_alignment
-from sf_llava.bootstrap.config import CHANGEABLE_FIELDS, RUN_TIME_FIELDS, BootstrapConfig, complete
+from sf_llava.bootstrap.config import CHANGEABLE_FIELDS, RUN_TIME_FIELDS, BootstrapConfig, RunConfig
 from sf_llava.bootstrap.data import BootstrapData, open_data
 from sf_llava.bootstrap.inherit import set_trainable
 from sf_llava.bootstrap.inputs import digest_inputs
 from sf_llava.bootstrap.model_card import model_card
+from sf_llava.bootstrap.objectives.sum import make_objective
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.student import make_student
 from sf_llava.bootstrap.trainer import Trainer
@@ -42,20 +42,20 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
         RuntimeError: the run's directory is another process's, training diverged, memory or a data process was lost.
         OSError: the run's directory cannot be written, or its disk is full.
     """
-    config = complete(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    run = RunDirectory(config.output)
+    running = config.run
+    if running.threads:
+        torch.set_num_threads(running.threads)
+    run = RunDirectory(running.output)
     if run.results_path.exists():  # written last: nothing is left to do
-        run.check(asdict(config), config.resume, RUN_TIME_FIELDS)
+        run.check(config.to_dict(), running.resume, RUN_TIME_FIELDS)
         return run.read_results()
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(running)
     with files.locked(run.path) if accelerator.is_main_process else nullcontext():
-        settings = asdict(config) | describe_machine(accelerator)
-        changes = run.check(settings, config.resume, RUN_TIME_FIELDS, CHANGEABLE_FIELDS)
+        settings = config.to_dict() | describe_machine(accelerator)
+        changes = run.check(settings, running.resume, RUN_TIME_FIELDS, CHANGEABLE_FIELDS)
         accelerator.wait_for_everyone()
         for name, (before, now) in changes.items():
-            accelerator.print(f"{config.output} goes on with another {name}: {before} before, {now} now")
+            accelerator.print(f"{running.output} goes on with another {name}: {before} before, {now} now")
         return _bootstrap(config, accelerator, run, settings, changes)
 
 
@@ -64,21 +64,26 @@ def _bootstrap(
 ) -> dict[str, Any]:
     """Load, inherit, train, save, measure; see :meth:`RunDirectory.start` for the last two arguments."""
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
-    teacher = load_teacher(config.teacher, dtype=dtype, device=accelerator.device)
-    torch.manual_seed(config.seed)
-    student = make_student(config, teacher)
-    inheritance = set_trainable(student, teacher, config.num_tunable, config.reuse_weights)
-    accelerator.print(f"{config.output}: {inheritance}")
+    running = config.run
+    teacher = load_teacher(running.teacher, dtype=dtype, device=accelerator.device)
+    torch.manual_seed(running.seed)
+    student = make_student(config.student, teacher, accelerator.device.type == "cpu")
+    reused = config.student.reuse_weights
+    inheritance = set_trainable(student, teacher, config.student.num_tunable, reused)
+    accelerator.print(f"{running.output}: {inheritance}")
     costs = measure_costs(teacher, student)
 
-    data = open_data(config, teacher, max(student.config.image_size, teacher.image_size))
+    side = max(student.config.image_size, teacher.image_size)
+    data = open_data(config.data, config.objective, running.seed, teacher, side)
     validator = Validator(accelerator, data.validation, teacher, student.config.image_size, data.task)
-    alignment = make_alignment(config, teacher, student, data.images)
-    trainer = Trainer(config, accelerator, student, teacher, data, run, validator, alignment)
+    objective = make_objective(config.objective, teacher, student, data.images, validator, data.labels)
+    trainer = Trainer(
+        config.optimiser, running, accelerator, student, reused, teacher, data.images, objective, run, validator
+    )
     if accelerator.is_main_process:
-        settings = settings | {"inputs": digest_inputs(teacher, data, alignment)}
+        settings = settings | {"inputs": digest_inputs(teacher, data, objective.llm)}
         run.check_inputs(settings["inputs"])
-    remarks = trainer.resume() if config.resume else []
+    remarks = trainer.resume() if running.resume else []
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         remarks += run.start(settings, trainer.step, changes)
@@ -99,13 +104,13 @@ def _bootstrap(
         **scores,
         "zero_shot": measure_zero_shot(data, teacher, saved),
         "inheritance": asdict(inheritance),
-        "skipped_images": sorted(trainer.skipped),
+        "skipped_images": sorted(trainer.checkpoints.skipped),
         "seconds": round(trainer.seconds, 1),
-        "images_per_second": round(trainer.step * config.batch_size / trainer.seconds, 1),
+        "images_per_second": round(trainer.step * config.optimiser.batch_size / trainer.seconds, 1),
         "peak_memory_gb": round(peak_memory_gb(accelerator.device), 2),
         "dtype": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
         "num_processes": accelerator.num_processes,
-        "seed": config.seed,
+        "seed": running.seed,
         "environment": environment(accelerator.device.type) | {"transformers": transformers.__version__},
     }
     card = model_card(config, results, trained.config.image_mean, trained.config.image_std)
@@ -147,7 +152,7 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def make_accelerator(config: BootstrapConfig) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
     """Set up devices, processes and precision; ``accelerate launch`` or torchrun decide how many processes.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 
-from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.config import OptimiserConfig
 
 
 def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int, inherited: bool) -> float:
@@ -20,7 +20,7 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int, inher
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def count_steps(config: BootstrapConfig, num_images: int) -> tuple[int, int]:
+def count_steps(config: OptimiserConfig, num_images: int) -> tuple[int, int]:
     """Turn epochs into steps: (steps, warm-up steps)."""
     per_epoch = max(1, num_images // config.batch_size)
     steps = config.steps or max(1, round((config.epochs or 0) * per_epoch))

@@ -1,16 +1,14 @@
 """The student of a run: built around the teacher, or taken from an earlier run."""
 
-import torch
-
-from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.config import StudentConfig
 from sf_llava.bootstrap.inherit import check_fits, check_head, inherit, resize, student_config
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
 from sf_llava.teachers.base import Teacher
 
 
-def make_student(config: BootstrapConfig, teacher: Teacher) -> SparseFormerModel:
-    """Build the student in float32 at the asked size.
+def make_student(config: StudentConfig, teacher: Teacher, on_cpu: bool) -> SparseFormerModel:
+    """Build the student in float32 at the asked size, for training on a CPU or elsewhere.
 
     Raises:
         ValueError: ``init_from`` holds no whole encoder, or the student does not fit the teacher.
@@ -30,7 +28,6 @@ def make_student(config: BootstrapConfig, teacher: Teacher) -> SparseFormerModel
         )
         for name in ("interpolation", "crop_fraction"):  # encoders of before had neither in their configuration
             setattr(student.config, name, getattr(teacher.preprocessing, name))
-    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
     # On CPUs the backward of fused attention is slower than plain products.
     student.set_attn_implementation(config.attention if config.attention != "auto" else "eager" if on_cpu else "sdpa")
     if config.gradient_checkpointing:

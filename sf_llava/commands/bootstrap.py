@@ -31,17 +31,17 @@ from sf_llava import cli
 
 def main(argv: list[str]) -> None:
     """Parse, run, print."""
-    from sf_llava.bootstrap.config import BootstrapConfig
+    from sf_llava.bootstrap.config import PARTS, BootstrapConfig
 
-    config = cli.parse_config(BootstrapConfig, argv, __doc__)
+    config = BootstrapConfig.of(**cli.parse_fields(PARTS, argv, __doc__))
 
     from sf_llava.bootstrap.run import bootstrap
 
     go_on = "the same command with --resume goes on from the newest checkpoint"
-    with cli.when_stopped(f"what {config.output} holds is whole; {go_on}"):
+    with cli.when_stopped(f"what {config.run.output} holds is whole; {go_on}"):
         results = bootstrap(config)
     if results:
-        print_results(results, config.output)
+        print_results(results, config.run.output)
 
 
 def print_results(results: dict, output: str) -> None:

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     teacher = load_teacher(arguments.teacher, device=choose_device(arguments.device))
     rows = ablations.table_rows(teacher.num_hidden_layers, teacher.num_patches, arguments.steps, arguments.lr)
     rows = ablations.choose_rows(rows, arguments.rows)
-    common = BootstrapConfig(
+    common = BootstrapConfig.of(
         **{name: getattr(arguments, name) for name in ("teacher", "data", "val_data", "classes", "steps", "lr")},
         **{name: getattr(arguments, name) for name in ("batch_size", "device", "dtype", "threads")},
         warmup_steps=arguments.steps // 20,

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     model, processor = load_llava(arguments.model)
     series = swap_table.SwapSeries(
-        BootstrapConfig(device=arguments.device, threads=arguments.threads),
+        BootstrapConfig.of(device=arguments.device, threads=arguments.threads),
         arguments.steps,
         arguments.continued_steps,
         Path(arguments.output),

@@ -6,7 +6,7 @@ directory of its own, so that a killed series goes on where it stopped. Letters:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -145,7 +145,7 @@ class Series:
             changes["data"] = self.labelled_data
         if row.follows:
             changes["init_from"] = str(self.directory(row.follows, seed))
-        results = bootstrap(replace(self.common, output=str(run), seed=seed, resume=True, **changes))
+        results = bootstrap(self.common.but(output=str(run), seed=seed, resume=True, **changes))
         summary = run / "row.json"
         if summary.exists():
             return files.read_json_object(summary)
@@ -182,7 +182,7 @@ class Series:
                 ("merged in every block", MergedTeacher(teacher, count)),
             ):
                 encoders.append(reduced_encoder(f"{name}, {count} tokens", module))
-        task = zero_shot_task(teacher, open_labelled(self.common.val_data), self.common.classes)
+        task = zero_shot_task(teacher, open_labelled(self.common.data.val_data), self.common.data.classes)
         scores = evaluate_zero_shot(task, encoders).to_dict()["encoders"]
         found = [
             {

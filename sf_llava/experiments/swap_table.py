@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava import files
-from sf_llava.bootstrap.config import BootstrapConfig, asks_llm, complete
+from sf_llava.bootstrap.config import BootstrapConfig, asks_llm
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.llava.towers import tower_in_place
 from sf_llava.measure.store import digest_weights
@@ -77,19 +77,19 @@ class SwapSeries:
         """Bootstrap a student (and what it continues), or find it done; return its run directory."""
         for stage in self.stages(student):
             bootstrap(stage)
-        return Path(stage.output)
+        return Path(stage.run.output)
 
     def stages(self, student: Student) -> list[BootstrapConfig]:
         """The runs that make a student, in order."""
         first = replace(student, continued=False, align=None)
-        config = replace(self.common, num_latents=student.num_latents, seed=student.seed, resume=True)
-        stages = [replace(config, stage="mini", steps=self.steps, output=self._run(first))]
+        config = self.common.but(num_latents=student.num_latents, seed=student.seed, resume=True)
+        stages = [config.but(stage="mini", steps=self.steps, output=self._run(first))]
         if student.continued:
-            stage = dict(stage="scienceqa", steps=self.continued_steps, align=student.align)
+            stage: dict[str, Any] = dict(stage="scienceqa", steps=self.continued_steps, align=student.align)
             if asks_llm(student.align):
                 stage["llava"] = self.llava
-            stages.append(replace(config, init_from=self._run(first), output=self._run(student), **stage))
-        return [complete(stage) for stage in stages]
+            stages.append(config.but(init_from=self._run(first), output=self._run(student), **stage))
+        return stages
 
     def _run(self, student: Student) -> str:
         return str(self.output / "students" / student.key)
@@ -122,7 +122,9 @@ class SwapSeries:
             "llava": self._weights,
         }
         if isinstance(student, Student):
-            settings["stages"] = [f"{stage.steps} steps, align {stage.align}" for stage in self.stages(student)]
+            settings["stages"] = [
+                f"{stage.optimiser.steps} steps, align {stage.objective.align_text}" for stage in self.stages(student)
+            ]
         if (folder / "score.json").exists():
             known = files.read_json_object(folder / "score.json")
             if known.get("settings") != settings:

@@ -4,22 +4,23 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import save_images, save_tiny_clip
 
-from sf_llava.bootstrap.alignment import (
+from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
+from sf_llava.bootstrap.objectives.tokens import (
     NUM_QUERIES,
     STATISTICS_FILE,
-    Alignment,
+    TokenObjective,
     draw_queries,
     measure_tokens,
     readout_loss,
     set_loss,
 )
-from sf_llava.bootstrap.config import BootstrapConfig, complete, parse_alignment
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.data import open_images
 from sf_llava.data.bootstrap_images import BootstrapImages
@@ -130,7 +131,7 @@ def test_tokens_are_standardised_by_the_teachers_own_statistics(world):
     mean, std = measure_tokens(teacher, images, -2)
     pixels = torch.stack([images[0, index]["pixel_values"] for index in range(60)])
     patches = teacher.tokens(pixels, -2)[:, 1:]
-    standard = Alignment({}, -2, mean, std).standardise(patches).flatten(0, 1)
+    standard = TokenObjective({}, mean, std).standardise(patches).flatten(0, 1)
     torch.testing.assert_close(standard.mean(dim=0), torch.zeros(32), atol=1e-5, rtol=0)
     torch.testing.assert_close(standard.std(dim=0, correction=0), torch.ones(32), atol=1e-4, rtol=0)
 
@@ -144,7 +145,7 @@ def test_one_pass_of_the_teacher_gives_embeddings_and_tokens(world):
 
 def test_a_run_in_the_mini_world_lowers_both_losses(tmp_path):
     changes = dict(teacher=str(MINI_CLIP_DIR), data="mini", steps=30, warmup_steps=0, batch_size=16, lr=2e-3)
-    bootstrap(BootstrapConfig(**settings(Path(), tmp_path, align="set+readout", **changes)))
+    bootstrap(BootstrapConfig.of(**settings(Path(), tmp_path, align="set+readout", **changes)))
     lines = [line for line in read_log(tmp_path) if "set" in line]
     for name in ("set", "readout"):
         assert lines[-1][name] < 0.8 * lines[0][name]
@@ -163,8 +164,8 @@ def test_none_is_the_run_without_alignment_and_asks_for_no_tokens(world, tmp_pat
         lambda self, *rest, **named: asked.append(named.get("output_hidden_states")) or forward(self, *rest, **named),
     )
     monkeypatch.setattr(Teacher, "embeds_and_tokens", None)
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "plain")))
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "none", align="none")))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "plain")))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "none", align="none")))
     assert all(wanted is None or wanted is True for wanted in asked)  # True: counting multiply-adds
     for name in ("log.jsonl", "encoder/model.safetensors"):
         assert (tmp_path / "none" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
@@ -173,26 +174,26 @@ def test_none_is_the_run_without_alignment_and_asks_for_no_tokens(world, tmp_pat
 
 def test_an_aligned_run_resumes_to_the_bit_with_the_statistics_of_its_checkpoint(world, tmp_path):
     common = dict(align="readout+set=0.5", keep_checkpoints=9)
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "whole", **common)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "whole", **common)))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[2:]:
         shutil.rmtree(path)
     (tmp_path / "cut" / "results.json").unlink()
     shutil.copytree(tmp_path / "cut", tmp_path / "other")
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "cut", resume=True, **common)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "cut", resume=True, **common)))
     for name in ("log.jsonl", "encoder/model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     statistics = tmp_path / "other" / "checkpoints" / "step-0000004" / STATISTICS_FILE
     save_file({name: 2 * value for name, value in load_file(statistics).items()}, statistics)
     write_digests(statistics.parent)
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "other", resume=True, **common)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "other", resume=True, **common)))
     assert read_log(tmp_path / "other")[-2]["set"] != read_log(tmp_path / "whole")[-2]["set"]
 
 
 def test_a_bootstrapped_student_is_aligned_after_on_the_same_stage(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "first", steps=30)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "first", steps=30)))
     changes = dict(init_from=str(tmp_path / "first"), align="set+readout", warmup_steps=0, micro_batch_size=4)
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "second", **changes)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "second", **changes)))
     start, end = (read_log(tmp_path / "second")[place] for place in (0, -2))
     assert start["cosine"] > read_log(tmp_path / "first")[0]["cosine"] + 0.1
     assert end["set"] < start["set"] and end["readout"] < start["readout"]
@@ -200,12 +201,12 @@ def test_a_bootstrapped_student_is_aligned_after_on_the_same_stage(world, tmp_pa
 
 def test_alignments_are_written_out():
     assert parse_alignment("readout + set=0.5") == {"set": 0.5, "readout": 1.0}
-    config = complete(BootstrapConfig(align="readout+set"))
+    config = SimpleNamespace(**BootstrapConfig.of(align="readout+set").to_dict())
     assert (config.align, config.align_layer) == ("set=0.3+readout=1", -2)
-    config = complete(BootstrapConfig(align="placed+llm=2"))
+    config = SimpleNamespace(**BootstrapConfig.of(align="placed+llm=2").to_dict())
     assert (config.align, config.llava, config.llm_batch_size) == ("llm=2+placed=4", "mini", 32)
     assert config.questions == "mini-described:80000"
-    config = complete(BootstrapConfig(align="none"))
+    config = SimpleNamespace(**BootstrapConfig.of(align="none").to_dict())
     assert (config.align, config.align_layer, config.llava) == (None, None, None)
 
 
@@ -222,9 +223,9 @@ def test_alignments_are_written_out():
         (dict(align_layer=-1), "`align_layer` has no use without `align`$"),
         (dict(align="set", llava="x"), "`llava` has no use without `align` llm"),
         (dict(align="llm"), "`align` llm or placed needs `llava`"),
-        (dict(align="readout", micro_batch_size=1), "--micro-batch-size to 2 or more"),
+        (dict(align="readout", micro_batch_size=1), "`micro_batch_size` to 2 or more"),
     ],
 )
 def test_bad_input_is_one_sentence(world, tmp_path, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path / "run", **changes)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run", **changes)))

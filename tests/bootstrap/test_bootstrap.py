@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import save_images, save_tiny_clip
 
-from sf_llava.bootstrap.config import BootstrapConfig, complete
+from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap, make_accelerator
 from sf_llava.model.loading import load_encoder
 from sf_llava.teachers import load_teacher
@@ -55,7 +56,7 @@ def read_log(run: Path) -> list[dict]:
 
 
 def test_a_run_learns_and_leaves_everything_it_promises(world, tmp_path):
-    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=30)))
+    results = bootstrap(BootstrapConfig.of(**settings(world, tmp_path, steps=30)))
     losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
     assert losses[-1] < 0.5 * losses[0]
     assert results["val_cosine"] > 0.5
@@ -67,7 +68,7 @@ def test_a_run_learns_and_leaves_everything_it_promises(world, tmp_path):
 
 
 def test_frozen_weights_stay_the_teachers_bit_for_bit(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path)))
     student, teacher = load_encoder(tmp_path), load_teacher(str(world / "clip"))
     for name, value in teacher.block_state_dict(2).items():
         assert torch.equal(student.cortex[1].get_parameter(name), value), name
@@ -78,7 +79,7 @@ def test_frozen_weights_stay_the_teachers_bit_for_bit(world, tmp_path):
 
 
 def test_warm_up_leaves_all_inherited_weights_untouched(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=4)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path, steps=4)))
     student, teacher = load_encoder(tmp_path), load_teacher(str(world / "clip"))
     for index in (1, 2):
         for name, value in teacher.block_state_dict(index).items():
@@ -86,20 +87,20 @@ def test_warm_up_leaves_all_inherited_weights_untouched(world, tmp_path):
 
 
 def test_resuming_inside_a_run_equals_never_stopping(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "whole", keep_checkpoints=10)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "whole", keep_checkpoints=10)))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[3:]:
         shutil.rmtree(path)
     shutil.rmtree(tmp_path / "cut" / "encoder")
     (tmp_path / "cut" / "results.json").unlink()
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "cut", resume=True, keep_checkpoints=10)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "cut", resume=True, keep_checkpoints=10)))
     assert read_log(tmp_path / "cut") == read_log(tmp_path / "whole")
     whole, cut = (load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(cut[name], value) for name, value in whole.items())
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "one")))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "one")))
     two = launch(
         *flags(world, tmp_path / "two"), module=("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
     )
@@ -109,16 +110,16 @@ def test_two_processes_equal_one_with_the_doubled_batch(world, tmp_path):
 
 
 def test_accumulated_micro_batches_equal_one_batch(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "whole")))
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "parts", micro_batch_size=4)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "whole")))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "parts", micro_batch_size=4)))
     for expected, line in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "parts"), strict=True):
         assert line == pytest.approx(expected, abs=2e-5)
 
 
 def test_a_student_continues_with_more_latents_and_pixels(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "small")))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "small")))
     changes = dict(stage="continue", init_from=str(tmp_path / "small"), num_latents=9, image_size=48, steps=4)
-    bootstrap(BootstrapConfig(**settings(world, tmp_path / "large", **changes)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "large", **changes)))
     config = load_encoder(tmp_path / "large").config
     assert (config.num_latents, config.image_size) == (9, 48)
     first = next(line for line in read_log(tmp_path / "large") if "loss" in line)
@@ -129,7 +130,7 @@ def test_a_student_continues_with_more_latents_and_pixels(world, tmp_path):
     "changes", [dict(reuse_weights=False), dict(num_truncated=0, num_tunable=0), dict(num_tunable=2)]
 )
 def test_ablations_run(world, tmp_path, changes):
-    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2, **changes)))
+    results = bootstrap(BootstrapConfig.of(**settings(world, tmp_path, steps=2, **changes)))
     assert results["inheritance"]["reused"] == changes.get("reuse_weights", True)
 
 
@@ -138,26 +139,42 @@ def test_corrupt_images_are_named_in_the_log(world, tmp_path):
     (tmp_path / "images" / "0007.png").write_bytes(b"not an image")
     (tmp_path / "images" / "0009.png").write_bytes((world / "images" / "0009.png").read_bytes()[:200])
     results = bootstrap(
-        BootstrapConfig(**settings(world, tmp_path / "run", data=str(tmp_path / "images"), val_images=1))
+        BootstrapConfig.of(**settings(world, tmp_path / "run", data=str(tmp_path / "images"), val_images=1))
     )
     named = [name for line in read_log(tmp_path / "run") for name in line.get("skipped_images", [])]
     assert [any(part in name for name in named) for part in ("0007.png", "0009.png")] == [True, True]
     assert results["skipped_images"] == sorted(named)
 
 
+def flat(**asked):
+    """All values of a configuration by their flat names."""
+    return SimpleNamespace(**BootstrapConfig.of(**asked).to_dict())
+
+
 def test_recipes_hold_the_papers_numbers():
-    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x"))
+    config = flat(teacher="open_clip:x/y", data="folder:x")
     assert (config.epochs, config.warmup_epochs, config.lr, config.flip) == (20, 1, 2e-4, 0.5)
     assert (config.crop_scale_min, config.crop_ratio_max, config.inherited_lr_scale) == (0.5, 4 / 3, 0.1)
-    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x", stage="continue", init_from="x"))
+    config = flat(teacher="open_clip:x/y", data="folder:x", stage="continue", init_from="x")
     assert (config.epochs, config.warmup_epochs, config.lr) == (5, 0, 5e-5)
-    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x", stage="scienceqa", init_from="x"))
+    config = flat(teacher="open_clip:x/y", data="folder:x", stage="scienceqa", init_from="x")
     assert (config.steps, config.flip, config.crop_scale_min) == (1000, 0, 1)
 
 
 def test_a_users_number_wins_over_the_recipe():
-    config = complete(BootstrapConfig(teacher="open_clip:x/y", data="folder:x", epochs=3, lr=1e-3))
+    config = flat(teacher="open_clip:x/y", data="folder:x", epochs=3, lr=1e-3)
     assert (config.epochs, config.steps, config.lr) == (3, None, 1e-3)
+
+
+def test_unknown_fields_are_refused_and_the_valid_ones_listed():
+    with pytest.raises(ValueError, match=r"unknown field\(s\) num_latens; valid: .*num_latents"):
+        BootstrapConfig.of(num_latens=3)
+
+
+def test_a_change_of_what_was_asked_is_completed_anew():
+    config = BootstrapConfig.of(num_latents=8, steps=7).but(stage="scienceqa", init_from="x", steps=None)
+    assert (config.student.num_latents, config.optimiser.steps, config.data.data) == (8, 220, "mini:diagrams")
+    assert BootstrapConfig.of(**config.asked) == config
 
 
 @pytest.mark.parametrize(
@@ -167,7 +184,7 @@ def test_a_users_number_wins_over_the_recipe():
         (dict(data="folder:/nowhere"), "nowhere"),
         (dict(data="imagnet"), "unknown data set"),
         (dict(init_from="/nowhere"), "no encoder at /nowhere"),
-        (dict(stage="scienceqa"), "--init-from"),
+        (dict(stage="scienceqa"), "`init_from`"),
         (dict(num_truncated=9), "9 truncated blocks"),
         (dict(num_latents=-1), "`num_latents`: expected a whole number from 1"),
         (dict(image_size=-4), "`image_size`: expected a whole number from 1"),
@@ -185,7 +202,7 @@ def test_a_users_number_wins_over_the_recipe():
 )
 def test_bad_input_is_one_sentence(world, tmp_path, changes, sentence):
     with pytest.raises((ValueError, OSError), match=sentence):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path / "run", **changes)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run", **changes)))
 
 
 def test_the_script_ends_in_one_line_and_status_2(world, tmp_path):
@@ -197,11 +214,11 @@ def test_the_script_ends_in_one_line_and_status_2(world, tmp_path):
 
 
 def test_a_run_is_not_overwritten_and_a_changed_one_not_resumed(world, tmp_path):
-    bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2)))
+    bootstrap(BootstrapConfig.of(**settings(world, tmp_path, steps=2)))
     with pytest.raises(ValueError, match="already holds a run"):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path, steps=2)))
     with pytest.raises(ValueError, match=r"lr was 0\.001 and is 0\.5"):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path, steps=2, lr=0.5, resume=True)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path, steps=2, lr=0.5, resume=True)))
 
 
 def test_no_space_left_keeps_what_is_written(world, tmp_path, monkeypatch):
@@ -216,15 +233,15 @@ def test_no_space_left_keeps_what_is_written(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Accelerator, "save_state", full_at_step_6)
     with pytest.raises(OSError, match="No space left"):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path)))
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-0000002", "step-0000004"]
     monkeypatch.setattr(Accelerator, "save_state", original)
-    assert bootstrap(BootstrapConfig(**settings(world, tmp_path, resume=True)))["val_cosine"] > 0
+    assert bootstrap(BootstrapConfig.of(**settings(world, tmp_path, resume=True)))["val_cosine"] > 0
 
 
 def test_one_process_bootstraps_in_one_precision_after_another():
     for dtype, precision in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
-        assert make_accelerator(BootstrapConfig(device="cpu", dtype=dtype)).mixed_precision == precision
+        assert make_accelerator(BootstrapConfig.of(device="cpu", dtype=dtype).run).mixed_precision == precision
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +257,7 @@ def classes(tmp_path_factory) -> Path:
 def test_losses_on_classes_train_where_classes_are_known(world, classes, tmp_path, changes):
     folder = f"folder:{classes}"
     changes |= dict(teacher="mini", data=folder, val_data=folder, steps=20)
-    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, **changes)))
+    results = bootstrap(BootstrapConfig.of(**settings(world, tmp_path, **changes)))
     losses = [line["loss"] for line in read_log(tmp_path) if "loss" in line]
     assert losses[-1] < losses[0]
     assert results["zero_shot"]["num_images"] == 36
@@ -249,7 +266,7 @@ def test_losses_on_classes_train_where_classes_are_known(world, classes, tmp_pat
 
 def test_losses_on_classes_ask_for_classes(world, tmp_path):
     with pytest.raises(ValueError, match="`val_data`"):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path, loss="kl")))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path, loss="kl")))
     with pytest.raises(ValueError, match="test images only"):
         changes = dict(teacher="mini", data="mini", val_data="mini", class_loss_weight=1.0)
-        bootstrap(BootstrapConfig(**settings(world, tmp_path, **changes)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path, **changes)))

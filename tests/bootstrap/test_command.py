@@ -88,8 +88,8 @@ def test_a_stopped_run_says_what_is_kept_and_resumes(world, tmp_path, number, co
     assert not (run.path / ".lock").exists()
     step = int(run.checkpoint_paths()[0].name[5:])
     with pytest.raises(ValueError, match="steps was 40 and is 41"):
-        bootstrap(BootstrapConfig(**settings(world, run.path, steps=41, resume=True)))
-    assert bootstrap(BootstrapConfig(**settings(world, run.path, resume=True)))["step"] == 40 > step
+        bootstrap(BootstrapConfig.of(**settings(world, run.path, steps=41, resume=True)))
+    assert bootstrap(BootstrapConfig.of(**settings(world, run.path, resume=True)))["step"] == 40 > step
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
@@ -106,16 +106,16 @@ def test_a_data_process_that_stands_still_or_dies_ends_the_run_in_a_sentence(wor
     monkeypatch.setattr(RunDirectory, "log", disturb)
     begun = time.monotonic()
     with pytest.raises(RuntimeError, match=r"data loading process.*`workers`.*`resume`"):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path / "run", workers=1)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run", workers=1)))
     assert time.monotonic() - begun < 60
     assert not multiprocessing.active_children()
 
 
 def test_more_pixels_than_memory_are_refused(world, tmp_path):
     with pytest.raises(ValueError, match=r"1,048,576 images of 8192 pixels at once take .* GB"):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path, batch_size=2**20, image_size=8192)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path, batch_size=2**20, image_size=8192)))
 
 
 def test_fewer_images_than_a_batch_train(world, tmp_path):
-    results = bootstrap(BootstrapConfig(**settings(world, tmp_path, batch_size=64, steps=2)))
+    results = bootstrap(BootstrapConfig.of(**settings(world, tmp_path, batch_size=64, steps=2)))
     assert results["step"] == 2

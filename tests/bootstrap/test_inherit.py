@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny import save_tiny_clip
 
 from sf_llava.bootstrap.inherit import check_head, inherit, parameter_groups, resize, set_trainable, student_config
-from sf_llava.bootstrap.losses import cosine_loss, kl_loss
+from sf_llava.bootstrap.objectives.embedding import cosine_loss, kl_loss
 from sf_llava.bootstrap.schedule import learning_rate_factor
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher

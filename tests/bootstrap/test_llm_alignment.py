@@ -13,13 +13,14 @@ from tiny_scienceqa import write_scienceqa
 from transformers import CLIPModel, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from sf_llava.bootstrap.config import BootstrapConfig
-from sf_llava.bootstrap.llm_alignment import load_llm
+from sf_llava.bootstrap.config import BootstrapConfig, StudentConfig
+from sf_llava.bootstrap.objectives.llm import load_llm
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.student import make_student
 from sf_llava.llava import encode_prompts, swap
 from sf_llava.llava.loading import load_llava
 from sf_llava.llava.positions import place_prompt, weigh_latents
+from sf_llava.mini.registration import made
 from sf_llava.model.loading import load_encoder
 from sf_llava.scienceqa.data import explain, open_scienceqa
 from sf_llava.teachers import load_teacher
@@ -62,18 +63,20 @@ def teacher(world):
 
 
 def load(world, teacher, name="llava", layer=-2):
-    return load_llm(str(world / name), str(world / "data"), teacher, layer, "eager", teacher.preprocessing)
+    return load_llm(
+        {"llm": 4.0}, str(world / name), str(world / "data"), teacher, layer, "eager", teacher.preprocessing
+    )
 
 
 def say(llm, student, teacher, indices):
     """The loss ``llm``."""
-    return llm(student, teacher, torch.zeros(len(student), student.shape[1] - 1, 4), indices, ["llm"])["llm"]
+    return llm(student, teacher, torch.zeros(len(student), student.shape[1] - 1, 4), indices)["llm"]
 
 
 def make_encoder(world):
     """A student of the tiny CLIP with RoIs of its own."""
     torch.manual_seed(0)
-    return make_student(BootstrapConfig(num_latents=5, device="cpu"), load_teacher(str(world / "clip"))).eval()
+    return make_student(StudentConfig(num_latents=5), load_teacher(str(world / "clip")), on_cpu=True).eval()
 
 
 @pytest.mark.parametrize("name", ["llava", "full"])
@@ -107,7 +110,7 @@ def test_many_questions_give_what_each_gives_alone(world, teacher, monkeypatch):
     for reading in (llm.reading, replace(llm.reading, num_patches=16)):
         alone = [llm.next_tokens(states[k : k + 1], [conversations[k]], reading, rois[k : k + 1]) for k in range(5)]
         for rows in (2, 16):
-            monkeypatch.setattr("sf_llava.bootstrap.llm_alignment.ROWS_AT_ONCE", rows)
+            monkeypatch.setattr("sf_llava.bootstrap.objectives.llm.ROWS_AT_ONCE", rows)
             found = llm.next_tokens(states, conversations, reading, rois)
             torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
@@ -172,12 +175,12 @@ def settings(world, output, **changes):
 
 def test_a_run_logs_the_loss_and_resumes_to_the_bit(world, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    bootstrap(BootstrapConfig(**settings(world, whole, keep_checkpoints=9)))
+    bootstrap(BootstrapConfig.of(**settings(world, whole, keep_checkpoints=9)))
     shutil.copytree(whole, cut)
     for path in sorted((cut / "checkpoints").iterdir())[1:]:
         shutil.rmtree(path)
     (cut / "results.json").unlink()
-    bootstrap(BootstrapConfig(**settings(world, cut, resume=True)))
+    bootstrap(BootstrapConfig.of(**settings(world, cut, resume=True)))
     for name in ("log.jsonl", "encoder/model.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     line = json.loads((whole / "log.jsonl").read_text().splitlines()[0])
@@ -193,13 +196,13 @@ def test_a_run_logs_the_loss_and_resumes_to_the_bit(world, tmp_path):
     [
         (dict(llava="/nowhere"), "no LLaVA at /nowhere"),
         (dict(questions="/nowhere"), "no ScienceQA data at '/nowhere'"),
-        (dict(align_layer=-1), "reads layer -2, --align-layer is -1"),
+        (dict(align_layer=-1), "reads layer -2, `align_layer` is -1"),
         (dict(llm_batch_size=3), "3 images or questions a step have no 1 x 2 equal parts"),
     ],
 )
 def test_bad_input_is_one_sentence(world, tmp_path, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        bootstrap(BootstrapConfig(**settings(world, tmp_path / "run", **changes)))
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run", **changes)))
 
 
 @pytest.mark.parametrize("vision", [dict(seed=1), dict(image_size=48)])
@@ -209,7 +212,6 @@ def test_a_llava_on_another_tower_is_refused(world, tmp_path, vision):
         load(world, other)
 
 
-def test_the_mini_llava_is_asked_for_where_it_is_missing(world, teacher, monkeypatch, tmp_path):
-    monkeypatch.setattr("sf_llava.bootstrap.llm_alignment.MINI_LLAVA_DIR", tmp_path)
-    with pytest.raises(ValueError, match=r"scripts/train_mini\.py llava makes one"):
-        load_llm("mini", str(world / "data"), teacher, -2, "eager", teacher.preprocessing)
+def test_the_mini_llava_is_asked_for_where_it_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"the mini LLaVA is not in .*scripts/train_mini\.py llava"):
+        made(tmp_path, "LLaVA", "llava")

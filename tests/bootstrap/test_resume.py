@@ -38,7 +38,7 @@ def settings(world: Path, output: Path, **changes) -> BootstrapConfig:
         output=str(output), steps=12, warmup_steps=4, batch_size=8, lr=1e-3, log_every=2, save_every=2, eval_every=6,
         val_images=5, threads=1, workers=0, device="cpu", dtype="fp32", keep_checkpoints=9,
     )  # fmt: skip
-    return BootstrapConfig(**numbers | changes)
+    return BootstrapConfig.of(**numbers | changes)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def settings(tmp_path) -> dict:
 
 @pytest.mark.parametrize("align", ["none", "set"])
 def test_a_compiled_teacher_teaches_the_same(settings, tmp_path, monkeypatch, align):
-    bootstrap(BootstrapConfig(**settings, align=align, output=str(tmp_path / "plain")))
+    bootstrap(BootstrapConfig.of(**settings, align=align, output=str(tmp_path / "plain")))
     graphs = []
 
     def backend(graph, inputs):
@@ -33,7 +33,7 @@ def test_a_compiled_teacher_teaches_the_same(settings, tmp_path, monkeypatch, al
     torch._dynamo.reset()
     monkeypatch.setattr(trainer, "pays", lambda *_: True)
     monkeypatch.setattr(trainer, "compile_frozen", lambda *arguments: compile_frozen(*arguments, backend))
-    bootstrap(BootstrapConfig(**settings, align=align, output=str(tmp_path / "compiled")))
+    bootstrap(BootstrapConfig.of(**settings, align=align, output=str(tmp_path / "compiled")))
     assert len(graphs) == 1
     plain, compiled = (load_file(tmp_path / run / "encoder" / "model.safetensors") for run in ("plain", "compiled"))
     for name, value in plain.items():
@@ -55,4 +55,5 @@ def test_on_a_gpu_a_step_never_waits_for_the_device(settings, tmp_path, monkeypa
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(trainer.Trainer, "_train_step", watched)
-    bootstrap(BootstrapConfig(**settings | dict(device="auto", dtype=dtype, align="set"), output=str(tmp_path / "run")))
+    changes = dict(device="auto", dtype=dtype, align="set", output=str(tmp_path / "run"))
+    bootstrap(BootstrapConfig.of(**settings | changes))

@@ -22,7 +22,7 @@ def series(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = build_tokenizer(sample_texts(200), CONVERSATIONS["vicuna_v1"])
     model = build_llava(tokenizer, width=64, layers=2).eval()
-    common = BootstrapConfig(device="cpu", threads=1, batch_size=4, val_images=8)
+    common = BootstrapConfig.of(device="cpu", threads=1, batch_size=4, val_images=8)
     processor = build_processor(tokenizer, chat_template("vicuna_v1"))
     return SwapSeries(common, 2, 1, tmp_path_factory.mktemp("swaps"), "mini", model, processor, 24)
 
@@ -69,8 +69,9 @@ def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(s
 
 def test_a_llm_is_asked_with_its_own_recipe(series):
     first, second = replace(series, continued_steps=None).stages(Student(16, 1, continued=True, align="set+llm"))
-    assert (first.stage, first.steps, first.align) == ("mini", 2, None)
-    assert (second.steps, second.align, second.llava, second.num_tunable) == (600, "set=0.3+llm=4", "mini", 3)
+    assert (first.run.stage, first.optimiser.steps, first.objective.align_text) == ("mini", 2, None)
+    assert (second.optimiser.steps, second.student.num_tunable) == (600, 3)
+    assert (second.objective.align_text, second.objective.llava) == ("set=0.3+llm=4", "mini")
 
 
 def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):

@@ -13,7 +13,6 @@ import os
 import random
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
@@ -43,7 +42,7 @@ def finish(config: BootstrapConfig) -> None:
     process = _context.Process(target=run, args=(config,))
     process.start()
     process.join()
-    assert process.exitcode == 0, f"{config.output} ended with exit code {process.exitcode}"
+    assert process.exitcode == 0, f"{config.run.output} ended with exit code {process.exitcode}"
 
 
 def kill_at_random(config: BootstrapConfig, kills: int, draws: random.Random) -> list[str]:
@@ -52,9 +51,9 @@ def kill_at_random(config: BootstrapConfig, kills: int, draws: random.Random) ->
     Every time it may take up to two more steps, or begin to write what follows the last one.
     """
     said: list[str] = []
-    output = Path(config.output)
+    output = Path(config.run.output)
     while len(said) < kills and not (output / "results.json").exists():
-        goal = min(newest(output) + draws.randrange(3), config.steps)
+        goal = min(newest(output) + draws.randrange(3), config.optimiser.steps)
         process = _context.Process(target=run, args=(config,))
         process.start()
         while process.exitcode is None and newest(output) < goal:
@@ -94,18 +93,18 @@ def contents(output: Path) -> dict[str, object]:
 
 def compare(config: BootstrapConfig, kills: int, draws: random.Random) -> list[str]:
     """Kill a run ``kills`` times, as often from the beginning as it needs; what it leaves must be a whole run's."""
-    whole = replace(config, output=f"{config.output}-whole")
+    whole = config.but(output=f"{config.run.output}-whole")
     finish(whole)
     said: list[str] = []
     while len(said) < kills:
-        killed = replace(config, output=f"{config.output}-{len(said)}", resume=True)
+        killed = config.but(output=f"{config.run.output}-{len(said)}", resume=True)
         said += kill_at_random(killed, kills - len(said), draws)
         finish(killed)
-        left, right = contents(Path(whole.output)), contents(Path(killed.output))
-        assert not leftovers(Path(killed.output))
-        assert left.keys() == right.keys(), f"{killed.output}: {left.keys() ^ right.keys()}"
+        left, right = contents(Path(whole.run.output)), contents(Path(killed.run.output))
+        assert not leftovers(Path(killed.run.output))
+        assert left.keys() == right.keys(), f"{killed.run.output}: {left.keys() ^ right.keys()}"
         differing = [name for name in left if left[name] != right[name]]
-        assert not differing, f"{killed.output} differs in {differing}"
+        assert not differing, f"{killed.run.output} differs in {differing}"
     return said
 
 
@@ -118,8 +117,8 @@ def make_runs(folder: Path) -> dict[str, BootstrapConfig]:
         teacher=str(save_tiny_clip(folder / "clip")), data=images, val_data=images, steps=12, batch_size=8, lr=1e-3,
         log_every=1, save_every=1, eval_every=4, val_images=4, threads=1, device="cpu", dtype="fp32",
     )  # fmt: skip
-    first = BootstrapConfig(**numbers, workers=1, warmup_steps=4, output=str(folder / "bootstrap"))
-    aligned = BootstrapConfig(
+    first = BootstrapConfig.of(**numbers, workers=1, warmup_steps=4, output=str(folder / "bootstrap"))
+    aligned = BootstrapConfig.of(
         **numbers, workers=0, warmup_steps=0, output=str(folder / "aligned"), stage="scienceqa",
         init_from=str(folder / "bootstrap-whole"), align="set+readout",
     )  # fmt: skip

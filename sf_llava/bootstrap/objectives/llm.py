@@ -1,5 +1,8 @@
-"""The alignment losses ``llm`` and ``placed``: a frozen LLM must say the same next token behind the student's tokens as
-behind CLIP's; with ``placed`` it reads the student's as ``sf_llava.llava.positions`` lays them out.
+"""The objective through a LLaVA: its frozen LLM must say the same next token behind the student's tokens as behind
+CLIP's. ``llm`` reads the student's as they come, ``placed`` by RoI centre with the attention bias.
+
+    objective = load_llm({"llm": 4.0}, "path/to/llava", "path/to/ScienceQA", teacher, -2, "sdpa", preprocessing)
+    terms = objective(student_states, teacher_states, rois, indices)     # of the pictures of these questions
 
 Questions come from the train split of data in ScienceQA's form, each with its own picture, worded as the evaluation
 words them. The answer that is forced on the LLM is the data's own text (lecture, solution, "The answer is X."). It is
@@ -10,7 +13,7 @@ Letters: K questions, T tokens of a picture, D width of the towers, W width of t
 all, V vocabulary.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -58,10 +61,11 @@ class Conversation(NamedTuple):
     answer: list[int]
 
 
-class LlmAlignment:
+class LlmObjective:
     """Compares next-token distributions of a LLaVA's frozen LLM behind two sets of image tokens.
 
     Args:
+        weights: of ``llm``, ``placed`` or both.
         model: the LLaVA; its own vision tower is not used.
         processor: its processor.
         questions: what is asked.
@@ -73,20 +77,20 @@ class LlmAlignment:
 
     def __init__(
         self,
+        weights: Mapping[str, float],
         model: LlavaForConditionalGeneration,
         processor: LlavaProcessor,
         questions: Questions,
         preprocessing: Preprocessing,
     ) -> None:
+        self.weights = weights
         self.model = model.requires_grad_(False).eval()
         self.questions = questions
         self.pictures = BootstrapImages(questions, BootstrapTransform(preprocessing, flip=0.0, scale=None), seed=0)
         self.answerer = Answerer(model, processor, Generation())
         self.reading = reading_of(model)
 
-    def __call__(
-        self, student: Tensor, teacher: Tensor, rois: Tensor, indices: Sequence[int], names: Collection[str]
-    ) -> dict[str, Tensor]:
+    def __call__(self, student: Tensor, teacher: Tensor, rois: Tensor, indices: Sequence[int]) -> dict[str, Tensor]:
         """Compute the mean over answer positions of KL(behind the teacher's tokens || behind the student's).
 
         Args:
@@ -94,7 +98,6 @@ class LlmAlignment:
             teacher: (K, 1 + M, D) that of the teacher.
             rois: (K, N, 4) the student's last RoIs.
             indices: which questions.
-            names: ``llm`` (the student's tokens as they come), ``placed`` (with positions and bias), or both.
 
         Returns:
             Scalars by name, float32.
@@ -103,7 +106,7 @@ class LlmAlignment:
         with torch.no_grad():
             target = self.next_tokens(teacher, conversations, self.reading)
         losses = {}
-        for name in names:
+        for name in self.weights:
             placed = name == "placed"
             reading = replace(self.reading, num_patches=teacher.shape[1] - 1) if placed else self.reading
             said = self.next_tokens(student, conversations, reading, rois)
@@ -164,11 +167,18 @@ class LlmAlignment:
 
 
 def load_llm(
-    llava: str, questions: str, teacher: Teacher, layer: int, attention: str, preprocessing: Preprocessing
-) -> LlmAlignment:
+    weights: Mapping[str, float],
+    llava: str,
+    questions: str,
+    teacher: Teacher,
+    layer: int,
+    attention: str,
+    preprocessing: Preprocessing,
+) -> LlmObjective:
     """Load a LLaVA on ``teacher`` and the questions of a train split, in the teacher's dtype and on its device.
 
     Args:
+        weights: of ``llm``, ``placed`` or both.
         llava: directory in transformers' or the llava package's format, hub name, or ``mini``.
         questions: data in ScienceQA's form.
         teacher: must be the LLaVA's own vision tower.
@@ -189,7 +199,7 @@ def load_llm(
     model.model.language_model.set_attn_implementation(attention)
     check_tower(model, teacher, layer, llava)
     model.model.vision_tower = None  # the teacher stands for it
-    return LlmAlignment(model, processor, Questions(data), preprocessing)
+    return LlmObjective(weights, model, processor, Questions(data), preprocessing)
 
 
 @torch.no_grad()

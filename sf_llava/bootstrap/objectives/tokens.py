@@ -1,4 +1,7 @@
-"""Alignment of the tokens that LLaVA reads, beyond the paper, whose loss supervises the final CLS alone.
+"""The objective on the tokens that LLaVA reads, beyond the paper, whose loss supervises the final CLS alone.
+
+    objective = TokenObjective({"set": 0.3, "readout": 1.0}, *measure_tokens(teacher, images, layer=-2))
+    terms = objective(student_states, teacher_states, torch.Generator().manual_seed(step))
 
 LLaVA's projector reads penultimate latents. These losses compare them with the teacher's penultimate patch tokens of
 the same image. Both are standardised per channel first, with the mean and deviation of the teacher's tokens over a
@@ -6,8 +9,6 @@ fixed set of training images, so that no channel outweighs the others (a CLIP ha
 
     set      every latent is near some patch token, every salient patch token is near some latent
     readout  attention over the latents returns what attention over the patch tokens returns
-    llm      a frozen LLM says the same next token behind either (llm_alignment.py)
-    placed   the same, with the latents at the positions of their RoIs and the attention bias
 
 Letters: B images, N latents, M patches, T tokens (CLS first), D width, Q queries.
 """
@@ -21,12 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sf_llava.bootstrap.config import LLM_LOSSES, BootstrapConfig, parse_alignment
-from sf_llava.bootstrap.llm_alignment import LlmAlignment, load_llm
 from sf_llava.bootstrap.validation import resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
-from sf_llava.data.sampler import generator_of
-from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 
 TEMPERATURE = 0.1  # of the soft matches
@@ -106,49 +103,36 @@ def draw_queries(tokens: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @dataclass
-class Alignment:
-    """The losses that ``align`` asks for.
+class TokenObjective:
+    """Compares the tokens that LLaVA reads with the teacher's patch tokens, both standardised per channel.
 
     Attributes:
-        weights: by name of the loss.
-        layer: hidden state of student and teacher, counted from the end.
+        weights: of ``set``, ``readout`` or both.
         mean, std: (D,) of the teacher's patch tokens, float32; see :func:`measure_tokens`.
-        llm: the frozen LLM, where it is asked for.
     """
 
-    weights: dict[str, float]
-    layer: int
+    weights: Mapping[str, float]
     mean: Tensor
     std: Tensor
-    llm: LlmAlignment | None = None
 
-    def __call__(
-        self, student: Tensor, rois: Tensor, teacher: Tensor, batch: Mapping[str, Tensor], key: tuple[int, ...]
-    ) -> dict[str, Tensor]:
-        """Compute every loss, unweighted.
+    def __call__(self, student: Tensor, teacher: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Compute every term, unweighted.
 
         Args:
-            student: (B, 1 + N, D) hidden state of the student.
-            rois: (B, N, 4) its last RoIs.
-            teacher: (B, 1 + M, D) hidden state of the teacher.
-            batch: ``index`` of the first images, about which nothing is asked, and ``questions`` of the others.
-            key: of the random numbers.
+            student: (B, 1 + N, D) hidden state of the student, CLS first.
+            teacher: (B, 1 + M, D) hidden state of the teacher, CLS first.
+            generator: on the CPU; draws the queries of ``readout``.
 
         Returns:
             Scalars by name, float32.
         """
-        count = len(batch["index"])
-        latents, patches = (self.standardise(tokens[:count, 1:]) for tokens in (student, teacher))
-        losses = {}
+        latents, patches = self.standardise(student[:, 1:]), self.standardise(teacher[:, 1:])
+        terms = {}
         if "set" in self.weights:
-            losses["set"] = set_loss(latents, patches)
+            terms["set"] = set_loss(latents, patches)
         if "readout" in self.weights:
-            losses["readout"] = readout_loss(latents, patches, draw_queries(patches, generator_of(*key)))
-        if self.llm is not None:
-            names = [name for name in self.weights if name in LLM_LOSSES]
-            asked = batch["questions"].tolist()
-            losses |= self.llm(student[count:], teacher[count:], rois[count:], asked, names)
-        return losses
+            terms["readout"] = readout_loss(latents, patches, draw_queries(patches, generator))
+        return terms
 
     def standardise(self, tokens: Tensor) -> Tensor:
         """Standardise (..., D) tokens per channel, in float32."""
@@ -162,27 +146,6 @@ class Alignment:
         """Take the statistics of a checkpoint."""
         statistics = load_file(directory / STATISTICS_FILE)
         self.mean, self.std = (statistics[name].to(self.mean.device) for name in ("mean", "std"))
-
-
-def make_alignment(
-    config: BootstrapConfig, teacher: Teacher, student: SparseFormerModel, images: BootstrapImages
-) -> Alignment | None:
-    """Set up what ``config.align`` asks for; None where that is nothing.
-
-    Raises:
-        ValueError: the student has no such layer, or the LLaVA or its questions do not serve.
-    """
-    if config.align is None:
-        return None
-    weights, layer = parse_alignment(config.align), config.align_layer
-    depth = student.config.num_hidden_layers
-    if layer < -depth - 1:
-        raise ValueError(f"`align_layer` {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
-    llm = None
-    if weights.keys() & LLM_LOSSES:
-        attention, preprocessing = student.config._attn_implementation, images.transform.preprocessing
-        llm = load_llm(config.llava, config.questions, teacher, layer, attention, preprocessing)
-    return Alignment(weights, layer, *measure_tokens(teacher, images, layer), llm)
 
 
 @torch.no_grad()
