@@ -65,5 +65,5 @@ def test_a_series_runs_and_resumes(clip_dir, folder, tmp_path, monkeypatch, caps
     assert results["rows"]["default"][0]["multiply_adds"] < results["rows"]["continued"][0]["multiply_adds"]
     assert {entry["row"] for entry in results["orderings"]} == {"class-loss", "continued"}
     assert (tmp_path / "runs" / "reproduce" / "accuracy.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="another configuration: .*steps was 4 and is 5"):
+    with pytest.raises(ValueError, match=r"another configuration: .*steps was 4 and is 5"):
         main([*flags, "--rows", "default", "--steps", "5"])
