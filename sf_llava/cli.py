@@ -4,6 +4,7 @@ Library code names arguments in its errors, `` `batch_size` ``; a command says i
 """
 
 import argparse
+import io
 import math
 import os
 import re
@@ -182,7 +183,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     show_traceback = "--traceback" in argv
     argv = [argument for argument in argv if argument != "--traceback"]
     for stream in (sys.stdout, sys.stderr):  # a file name that the terminal cannot show ends no run
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _format_warning
     _raise_on_sigterm()
     try:

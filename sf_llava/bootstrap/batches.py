@@ -22,13 +22,13 @@ class Batch(NamedTuple):
 
     Attributes:
         pixel_values: (B + K, 3, S, S), the images, and behind them the pictures of questions.
-        index: (B,) int64, which images.
+        images: (B,) int64, which images.
         questions: (K,) int64, which questions; none where no LLM is asked.
         skipped: one line for every unreadable picture that another stands for.
     """
 
     pixel_values: Tensor
-    index: Tensor
+    images: Tensor
     questions: Tensor
     skipped: list[str]
 

@@ -38,8 +38,8 @@ def open_data(
     source = open_images(config.data)
     labels = training_labels(config, teacher) if objective.class_loss_weight else None
     if config.val_data is None:
-        source, held_out = hold_out(source, config.val_images, seed)
-        labels = labels and [labels[i] for i in source.indices]
+        kept, held_out = hold_out(source, config.val_images, seed)
+        source, labels = kept, labels and [labels[i] for i in kept.indices]
         validation, task = ValidationImages(held_out, preprocessing, config.val_images, None), None
     else:
         validation, task = open_validation(config, config.val_data, teacher, preprocessing)

@@ -39,7 +39,7 @@ def digest_images(source: ImageSource) -> str:
             digest.update(b"unreadable")
             continue
         digest.update(f"{pixels.shape}".encode())
-        digest.update(np.ascontiguousarray(pixels))
+        digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ Every step is a function of (weights, optimiser state, step): images, their orde
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from sf_llava.bootstrap.batches import Batch, Loading, batches
 from sf_llava.bootstrap.checkpoints import Checkpoints
 from sf_llava.bootstrap.config import OptimiserConfig, RunConfig
 from sf_llava.bootstrap.inherit import parameter_groups
-from sf_llava.bootstrap.objectives.sum import ObjectiveSum
+from sf_llava.bootstrap.objectives.sum import ObjectiveSum, Taught
 from sf_llava.bootstrap.progress import Progress
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import count_steps, learning_rate_factor
@@ -68,7 +68,7 @@ class Trainer:
         groups = parameter_groups(student, config.lr, config.inherited_lr_scale, config.weight_decay, reused)
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
-        self.teach = partial(objective.teach, teacher)
+        self.teach: Callable[[Tensor], Taught] = partial(objective.teach, teacher)
         if pays(accelerator.device, teacher.dtype, self.num_steps):
             asked = config.llm_batch_size if objective.llm is not None else 0
             pictures = self.micro_batch_size + asked * self.micro_batch_size // config.batch_size

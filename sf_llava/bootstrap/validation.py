@@ -65,7 +65,9 @@ class Validator:
     def __call__(self, student: nn.Module) -> dict[str, float]:
         """Return ``val_cosine`` and, where classes are known, ``val_top1`` and ``val_teacher_top1`` (fractions)."""
         student.eval()
-        cosines, correct, teacher_correct = [], [], []
+        cosines: list[Tensor] = []
+        correct: list[Tensor] = []
+        teacher_correct: list[Tensor] = []
         for pixel_values, labels in self.loader:
             output = student(resize_pixels(pixel_values, self.student_size))
             target = self.teacher(resize_pixels(pixel_values, self.teacher.image_size)).float()
@@ -100,6 +102,8 @@ class Validator:
         if self.teacher.num_classes:
             head = self.teacher.head_state_dict()
             return F.linear(embeds, head["classifier.weight"].float(), head["classifier.bias"].float())
+        if self.task is None or self.task.classifier is None:
+            raise ValueError("class logits need validation images whose classes are known")
         return 100 * F.normalize(embeds, dim=-1) @ self.task.classifier.to(embeds.device).T
 
     def _hits(self, embeds: Tensor, labels: Tensor) -> Tensor:

@@ -121,8 +121,8 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     return engine, describe(arguments, engine, hint), mini
 
 
-def choose_mini(encoders: list[str]) -> tuple[Path, list[str], str]:
-    """Find the embedded LLaVA, and the quickstart's student unless encoders are named; what to say about it."""
+def choose_mini(encoders: list[str]) -> tuple[list[str], str]:
+    """Take the quickstart's student unless encoders are named; say what the embedded LLaVA is."""
     hint = "It is tiny and knows only drawn shapes, maps and charts, in the examples' words, one question at a time."
     if not encoders:
         encoders = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []

@@ -27,7 +27,7 @@ class Subset:
         return self.source.describe(int(self.indices[index]))
 
 
-def hold_out(source: ImageSource, count: int, seed: int) -> tuple[ImageSource, Subset]:
+def hold_out(source: ImageSource, count: int, seed: int) -> tuple[Subset, Subset]:
     """Split a source into (training, held-out) at random by ``seed``; at most a tenth is held out.
 
     Raises:

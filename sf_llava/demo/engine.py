@@ -17,9 +17,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.demo.conversation import CLIP, SPARSEFORMER, Answer, Turn, as_messages, check_length, without_oldest
 from sf_llava.demo.uploads import Picture, RefusedError
-from sf_llava.llava import Swap, restore, swap
 from sf_llava.llava.host import embed_prompts, new_cache
 from sf_llava.llava.reading import see
+from sf_llava.llava.swapping import Swap, restore, swap
 from sf_llava.llava.tokens import harmless
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
@@ -182,7 +182,8 @@ class Engine:
 
     def _decode(self, answer: Answer, ids: list[int], views: Sequence[View], sampling: Sampling) -> Iterator[Answer]:
         """Read the prompt, then one token a step; the last yield has ``state`` set."""
-        tokens, cache, new = torch.tensor([ids], device=self.device), new_cache(self.model), []
+        tokens, cache = torch.tensor([ids], device=self.device), new_cache(self.model)
+        new: list[int] = []
         while True:
             with self._lock, torch.inference_mode():
                 self._put(self._encoder(answer.tower, answer.latents))

@@ -182,7 +182,10 @@ class Series:
                 ("merged in every block", MergedTeacher(teacher, count)),
             ):
                 encoders.append(reduced_encoder(f"{name}, {count} tokens", module))
-        task = zero_shot_task(teacher, open_labelled(self.common.data.val_data), self.common.data.classes)
+        data = self.common.data
+        if data.val_data is None:
+            raise ValueError("a series is scored on `val_data`: name labelled images")
+        task = zero_shot_task(teacher, open_labelled(data.val_data), data.classes)
         scores = evaluate_zero_shot(task, encoders).to_dict()["encoders"]
         found = [
             {

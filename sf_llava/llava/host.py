@@ -42,21 +42,23 @@ def unwrap(module: Any) -> Any:
     Raises:
         ValueError: PEFT's adapters are virtual tokens, which live in the wrapper.
     """
+    inner: Any = module
     while True:
-        if is_compiled_module(module):
-            module = module._orig_mod  # torch's only name for it
-        elif isinstance(module, (nn.DataParallel, DistributedDataParallel)):
-            module = module.module
-        elif isinstance(module, nn.Module) and hasattr(module, "get_base_model") and hasattr(module, "peft_config"):
-            for adapter in module.peft_config.values():
+        if is_compiled_module(inner):
+            inner = inner._orig_mod  # torch's only name for it
+        elif isinstance(inner, (nn.DataParallel, DistributedDataParallel)):
+            inner = inner.module
+        elif isinstance(inner, nn.Module) and hasattr(inner, "get_base_model") and hasattr(inner, "peft_config"):
+            wrapper: Any = inner
+            for adapter in wrapper.peft_config.values():
                 if getattr(adapter, "is_prompt_learning", False):
                     raise ValueError(
-                        f"the model is inside PEFT's {type(module).__name__} with virtual tokens "
+                        f"the model is inside PEFT's {type(inner).__name__} with virtual tokens "
                         f"({type(adapter).__name__}), which are lost outside it: give the model without them"
                     )
-            module = module.get_base_model()
+            inner = wrapper.get_base_model()
         else:
-            return module
+            return inner
 
 
 def kind_of(value: Any) -> str:

@@ -45,18 +45,17 @@ _IDENTITY = "model.multi_modal_projector.linear_2"
 
 def _read_raw_config(path: str | Path) -> dict[str, Any]:
     """Read config.json as it is: AutoConfig would fill an original one with wrong defaults."""
-    config: str | Path | None = Path(path) / "config.json"
     if not Path(path).is_dir():
         try:
-            config = cached_file(str(path), "config.json")
+            return read_json_object(cached_file(str(path), "config.json"))
         except OSError as error:
             raise ValueError(
                 f"no LLaVA at {path}: expected a directory with config.json and weights, or a name on the hub"
             ) from error
-    else:
-        check_no_adapters(path)
-        if not config.is_file():
-            raise ValueError(f"no LLaVA at {path}: the directory has no config.json")
+    check_no_adapters(path)
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        raise ValueError(f"no LLaVA at {path}: the directory has no config.json")
     return read_json_object(config)
 
 

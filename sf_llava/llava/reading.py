@@ -85,7 +85,8 @@ class Reading:
         assert self.num_patches is not None, "tokens that are read as they come are counted by the model itself"
         taken, rows, pictures = self.num_patches + self.with_cls, [], iter(places)
         for is_image, is_attended in zip(image.tolist(), attended.tolist(), strict=True):
-            row, position, inside = [], 0, iter(())
+            row: list[int] = []
+            position, start, inside = 0, 0, iter(list[int]())
             for pictured, real in zip(is_image, is_attended, strict=True):
                 if not pictured:
                     row.append(position)

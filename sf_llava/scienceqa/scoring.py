@@ -23,13 +23,20 @@ _STATEMENT = re.compile(r"The answer is ([A-Z]).")
 class Question(Protocol):
     """What scoring needs to know of a problem."""
 
-    id: str
-    choices: Sequence[str]
-    answer: int
-    subject: str
-    grade: int
-    hint: str
-    has_image: bool
+    @property
+    def id(self) -> str: ...
+    @property
+    def choices(self) -> Sequence[str]: ...
+    @property
+    def answer(self) -> int: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def grade(self) -> int: ...
+    @property
+    def hint(self) -> str: ...
+    @property
+    def has_image(self) -> bool: ...
 
 
 GROUPS: dict[str, Callable[[Question], bool]] = {

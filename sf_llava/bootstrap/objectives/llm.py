@@ -136,7 +136,7 @@ class LlmObjective:
         words = self.model.get_input_embeddings()
         pictures = project(self.model, tokens.to(words.weight.dtype))  # [K, T, W]
         order = sorted(range(len(conversations)), key=lambda k: sum(map(len, conversations[k])))
-        answers: list[Tensor | None] = [None] * len(conversations)
+        answers: dict[int, Tensor] = {}
         for begin in range(0, len(order), ROWS_AT_ONCE):
             chosen = order[begin : begin + ROWS_AT_ONCE]
             rows = []
@@ -148,7 +148,9 @@ class LlmObjective:
             read = self._read(rows, starts, None if places is None else places[chosen], reading)
             for k, row, hidden in zip(chosen, rows, read, strict=True):
                 answers[k] = hidden[len(row) - len(conversations[k].answer) : len(row)]
-        return self.model.lm_head(torch.cat(answers)).float().log_softmax(dim=-1)
+        return (
+            self.model.lm_head(torch.cat([answers[k] for k in range(len(conversations))])).float().log_softmax(dim=-1)
+        )
 
     def _read(self, rows: list[Tensor], starts: list[int], places: Tensor | None, reading: Reading) -> Tensor:
         """Give the LLM's last hidden states (k, L, W) for rows of embeddings whose pictures begin at ``starts``."""

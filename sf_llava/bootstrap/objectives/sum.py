@@ -81,11 +81,11 @@ class ObjectiveSum:
             batch: which images and questions these are.
             key: of the random numbers.
         """
-        count = len(batch.index)  # behind them, the pictures of questions
+        count = len(batch.images)  # behind them, the pictures of questions
         wanted = {"output_hidden_states": (self.layer, -1)} if self.needs_tokens else {}
         output = student(pixel_values, **wanted)
         embeds, target = output.image_embeds[:count].float(), taught.embeds[:count].float()
-        labels = None if self.labels is None else self.labels[batch.index].to(embeds.device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[batch.images].to(embeds.device, non_blocking=True)
         terms = self.embedding(embeds, target, labels)
         weights = dict(self.embedding.weights)
         if taught.tokens is not None:

@@ -92,7 +92,7 @@ class SparseFormerVisionTower(nn.Module):
         Returns:
             (B, T, D) with T = ``num_patches``, one more with CLS; for a list, a list of (1, T, D).
         """
-        if isinstance(images, (list, tuple)):
+        if not isinstance(images, Tensor):
             return [self(image.unsqueeze(0)) for image in images]
         states = self.vision_tower(
             images.to(device=self.device, dtype=self.dtype), output_hidden_states=self.select_layer

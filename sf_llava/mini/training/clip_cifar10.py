@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from sf_llava.files import write_directory, write_json
 from sf_llava.mini.training.clip_model import build_clip, build_tokenizer, save_clip
@@ -50,7 +50,7 @@ def decode_all(images: Labelled, description: str) -> np.ndarray:
     """Decode every picture once and enlarge it to 64 px, as the saved image processor does. (N, 64, 64, 3) uint8"""
     decoded = np.empty((len(images), _SIZE, _SIZE, 3), dtype=np.uint8)
     for index in tqdm(range(len(images)), desc=description, unit="image", mininterval=2):
-        decoded[index] = images.load(index).resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
+        decoded[index] = np.asarray(images.load(index).resize((_SIZE, _SIZE), Image.Resampling.BICUBIC))
     return decoded
 
 
@@ -71,7 +71,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def prompts_of(tokenizer, class_names: Sequence[str]) -> list[Tensor]:
+def prompts_of(tokenizer: PreTrainedTokenizerBase, class_names: Sequence[str]) -> list[Tensor]:
     """Per class the token ids of all its captions."""
     return [
         tokenizer([template.format(name) for template in TEMPLATES], padding=True, return_tensors="pt").input_ids
@@ -113,8 +113,8 @@ def train_on_labelled(
             return {}
         return {"validation": zero_shot_accuracy(model, held_out[0][:count], held_out[1][:count], prompts)}
 
-    digest = hashlib.sha256(images)
-    digest.update(labels)
+    digest = hashlib.sha256(images.data)
+    digest.update(labels.data)
     measure_some = functools.partial(measure, count=1000)
     seconds = train(model, None, make_batch, measure_some, config, run_dir, data=digest.hexdigest())
     write_directory(run_dir / "clip", lambda directory: save_clip(model, tokenizer, directory, names, TEMPLATES))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import CLIPModel
 
 from sf_llava.files import write_directory, write_json
 from sf_llava.mini.training.clip_model import build_clip, build_tokenizer, save_clip
@@ -110,7 +111,7 @@ def train_teacher(config: TrainingConfig, run_dir: Path) -> dict[str, float]:
             dense=dense_targets(scenes),
         )
 
-    def measure(model, split: str, count: int) -> dict[str, float]:
+    def measure(model: CLIPModel, split: str, count: int) -> dict[str, float]:
         return {domain: zero_shot_accuracy(model, *held_out(domain, split, count), prompts) for domain in DOMAINS}
 
     seconds = train(model, head, make_batch, lambda model: measure(model, "validation", 512), config, run_dir)

@@ -113,7 +113,8 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, g
 
 def build_optimizers(model: nn.Module, head: nn.Module | None, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the transformers' blocks, AdamW for everything else that is to be trained."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)

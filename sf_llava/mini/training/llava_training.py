@@ -162,7 +162,8 @@ class Packer:
             torch.tensor([row + [filler] * (length - len(row)) for row in column])
             for column, filler in zip(zip(*packed, strict=True), fillers, strict=True)
         ]
-        return QuestionBatch(features, *columns, self.letters, self.stops)
+        input_ids, places, parts, goals = columns
+        return QuestionBatch(features, input_ids, places, parts, goals, self.letters, self.stops)
 
 
 def make_batch(step: int, packer: Packer, pool: PicturePool, config: TrainingConfig) -> QuestionBatch:

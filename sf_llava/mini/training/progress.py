@@ -40,8 +40,9 @@ class Progress:
         step, seconds = 0, 0.0
         found = [path for path in (self.newest, self.before) if path.exists()]
         states = ((path, _read(path)) for path in found)
-        path, state = next(((path, state) for path, state in states if state is not None), (None, None))
-        if state is not None:
+        whole = next(((path, state) for path, state in states if state is not None), None)
+        if whole is not None:
+            path, state = whole
             if path != self.newest:
                 print(f"{self.newest} is damaged or missing: going on from {path}")
             self._check(path, state)
