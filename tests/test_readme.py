@@ -1,6 +1,8 @@
 """What the README prints runs as printed, on a reader's own LLaVA in half precision."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,15 @@ def test_the_swap_stands_in_the_first_lines():
     lines = README.read_text().splitlines()
     assert len(lines) <= 90
     assert any("swapped(model, processor" in line for line in lines[:LINES_TO_SWAP])
+
+
+def test_the_examples_of_contributing_run_one_after_the_other(tmp_path):
+    text = (README.parent / "CONTRIBUTING.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ends = "assert images.load(0).size == (64, 64)\nassert MeanTokenObjective(2.0).weights == {'mean': 2.0}"
+    code = "\n".join([*snippets, ends])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert len(snippets) == 3 and done.returncode == 0, done.stderr
 
 
 def test_every_link_leads_somewhere():
