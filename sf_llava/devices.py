@@ -1,9 +1,15 @@
 """Devices and precisions by name."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import torch
 from accelerate import PartialState
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+AUTO = "auto"
+
+T = TypeVar("T")
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -14,9 +20,24 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: expected {', '.join(DTYPES)} or a torch.dtype")
-    return DTYPES[dtype]
+    return _look_up(dtype, DTYPES)
+
+
+def as_dtype_to_load(dtype: torch.dtype | str) -> torch.dtype | str:
+    """Turn what :func:`as_dtype` takes, or ``auto``, into what transformers' ``from_pretrained`` takes.
+
+    ``auto`` stays: weights are then in the dtype that they were saved in.
+
+    Raises:
+        ValueError: another name.
+    """
+    return dtype if isinstance(dtype, torch.dtype) else _look_up(dtype, {**DTYPES, AUTO: AUTO})
+
+
+def _look_up(name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        raise ValueError(f"unknown dtype {name!r}: expected {', '.join(known)} or a torch.dtype")
+    return known[name]
 
 
 def choose_device(name: str) -> torch.device:

@@ -22,13 +22,14 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from sf_llava.catalogue import LLAVAS
-from sf_llava.devices import as_dtype
+from sf_llava.devices import as_dtype_to_load
 from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.original_tokens import load_tokenizer
 from sf_llava.llava.original_towers import PREFIX, Tower, describe_tower
+from sf_llava.model.loading import HUB_NAME
 from sf_llava.weights.conversion import check_output, write_conversion
-from sf_llava.weights.model_directory import check_model_directory, check_no_adapters, read_by_transformers
+from sf_llava.weights.model_directory import check_model_directory, check_no_adapters, read_by_transformers, reason
 
 _KEY_MAPPING = {
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
@@ -49,8 +50,9 @@ def _read_raw_config(path: str | Path) -> dict[str, Any]:
         try:
             return read_json_object(cached_file(str(path), "config.json"))
         except OSError as error:
+            said = f" ({reason(error)})" if HUB_NAME.fullmatch(str(path)) else ""
             raise ValueError(
-                f"no LLaVA at {path}: expected a directory with config.json and weights, or a name on the hub"
+                f"no LLaVA at {path}: expected a directory with config.json and weights, or a name on the hub{said}"
             ) from error
     check_no_adapters(path)
     config = Path(path) / "config.json"
@@ -72,7 +74,8 @@ def load_llava(
     Args:
         path: a directory in transformers' or the llava package's format, a name on the hub, or ``mini``, the small one
             that ships.
-        dtype: of all weights, or its name (fp32, fp16, bf16); RoIs and rotary frequencies stay float32.
+        dtype: of all weights: fp32, fp16, bf16, a torch.dtype, or auto, in which they were saved; RoIs and rotary
+            frequencies stay float32.
         tower: for original directories: where the tower's config and, if the directory lacks them, weights are;
             ``mm_vision_tower`` of the config by default.
         conversation: for original directories: the chat template of the processor.
@@ -82,12 +85,13 @@ def load_llava(
         (model in eval mode, processor).
 
     Raises:
-        ValueError: weights are missing, the directory describes a LLaVA that transformers' class cannot be, or a
-            ``tower`` is named for one in transformers' format.
+        ValueError: an unknown dtype, nothing there, weights are missing, the directory describes a LLaVA that
+            transformers' class cannot be, or a ``tower`` is named for one in transformers' format.
     """
+    dtype = as_dtype_to_load(dtype)
     if (registered := LLAVAS.find(str(path))) is not None:
         path = registered()
-    raw, dtype = _read_raw_config(path), as_dtype(dtype)
+    raw = _read_raw_config(path)
     if Path(path).is_dir():
         check_model_directory(path)
     if "mm_vision_tower" not in raw:
