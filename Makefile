@@ -27,11 +27,11 @@ OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.
 .PHONY: quickstart demo test test-llava test-oldest test-newest lock lint clean
 
 quickstart: $(INSTALLED)
-	$(VENV)/bin/python scripts/bootstrap_clip.py --resume
-	$(VENV)/bin/python eval/scienceqa.py run --positions-and-bias
+	$(VENV)/bin/sf-llava bootstrap --resume
+	$(VENV)/bin/sf-llava scienceqa run --positions-and-bias
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python demo/chat.py
+	$(VENV)/bin/sf-llava chat
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2

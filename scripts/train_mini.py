@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--batch-size", type=BATCH, default=batch_size, help=f"images a step (default {batch_size})")
         sub.add_argument("--threads", type=cli.THREADS, default=1, help="CPU threads of torch (default 1)")
         sub.add_argument("--traceback", action="store_true", help="show where an error came from")
-    return parser.parse_args(argv)
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:
@@ -89,7 +89,8 @@ def train(args: argparse.Namespace) -> None:
 
 def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
     """Accuracy of generated answers on image and text questions and by kind; on the test split also without image."""
-    from sf_llava.mini.questions.sets import kind_of, open_questions
+    from sf_llava.mini.questions.sets import open_questions
+    from sf_llava.scienceqa.problems import kind_of
     from sf_llava.scienceqa.run import Answerer, Generation, make_batches
     from sf_llava.scienceqa.scoring import parse_answer
 

@@ -1,7 +1,10 @@
 """SparseFormer vision encoders bootstrapped from CLIP, and what puts them in CLIP's place.
 
-    from sf_llava import SparseFormerModel
-    encoder = SparseFormerModel.from_pretrained("runs/quickstart/encoder")
+    from sf_llava import load_llava, swapped
+
+    model, processor = load_llava("path/to/llava", dtype="fp16")
+    with swapped(model, processor, "path/to/encoder"):
+        ...  # model.generate(...) sees through the SparseFormer
 
 Importing the package loads nothing heavy; the names below load what they need when they are first used.
 """
@@ -20,7 +23,12 @@ _HOMES = {
     "SparseFormerModel": "sf_llava.model",
     "SparseFormerOutput": "sf_llava.model",
     "load_encoder": "sf_llava.model.loading",
+    "load_llava": "sf_llava.llava",
     "load_teacher": "sf_llava.teachers",
+    "swap": "sf_llava.llava",
+    "restore": "sf_llava.llava",
+    "swapped": "sf_llava.llava",
+    "generate_in_place": "sf_llava.llava",
 }
 __all__ = [*_HOMES]
 

@@ -1,14 +1,18 @@
-"""What every script shares: flags from a typed config, numbers within bounds, one sentence however it ends early."""
+"""What every command shares: flags from a typed config, numbers within bounds, one sentence however it ends early.
+
+Library code names arguments in its errors, `` `batch_size` ``; a command says its flag instead, ``--batch-size``.
+"""
 
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,6 +84,28 @@ NON_NEGATIVE = Number(float, 0)
 FRACTION = Number(float, 0, 1)
 
 
+PRECISIONS = ("fp32", "fp16", "bf16")
+FLAGS: dict[str, dict[str, Any]] = {
+    "device": dict(default="auto", help="auto, cpu, cuda, cuda:1 ...; auto: the GPU where there is one (%(default)s)"),
+    "dtype": dict(default="fp32", choices=PRECISIONS, help="of weights and arithmetic (%(default)s)"),
+    "bits": dict(type=int, choices=[4, 8], help="load the LLM in so many bits (bitsandbytes)"),
+    "workers": dict(
+        type=THREADS_OR_AUTO, default=0, metavar="N", help="processes that decode; 0: this one (%(default)s)"
+    ),
+    "threads": dict(type=THREADS_OR_AUTO, default=0, metavar="N", help="of the CPU; 0: torch's choice (%(default)s)"),
+    "tower": dict(metavar="DIR", help="where an original LLaVA directory's own tower lies (default: what it names)"),
+    "conversation": dict(choices=["llava_v1", "vicuna_v1"], help="default: the model's own (published: llava_v1)"),
+}
+"""Flags that mean the same in every command that has them."""
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str, **defaults: Any) -> None:
+    """Add some of ``FLAGS``, by name; ``defaults`` are other defaults than theirs."""
+    for name in names:
+        options = FLAGS[name] | ({"default": defaults[name]} if name in defaults else {})
+        parser.add_argument(f"--{name}", **options)
+
+
 def parse_config(config: type[Config], argv: list[str], description: str | None) -> Config:
     """Parse ``argv`` into a dataclass: a flag a field, in kebab case, with the help text of the field's metadata.
 
@@ -92,7 +118,7 @@ def parse_config(config: type[Config], argv: list[str], description: str | None)
         kind = hints[field.name]
         if get_origin(kind) in (Union, types.UnionType):
             (kind,) = [part for part in get_args(kind) if part is not type(None)]
-        text = field.metadata.get("help", "")
+        text = _name_flags(field.metadata.get("help", ""), hints)
         if field.default is not None and kind is not bool:
             text += f" (default: {field.default:.4g})" if kind is float else f" (default: {field.default})"
         options: dict[str, Any] = {"default": field.default, "help": text.replace("%", "%%")}
@@ -106,7 +132,24 @@ def parse_config(config: type[Config], argv: list[str], description: str | None)
                 "metavar": {int: "N", float: "X"}.get(kind, "NAME"),
             }
         parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name, **options)
-    return config(**vars(parser.parse_args(argv)))
+    return config(**vars(parse(parser, argv)))
+
+
+_arguments: set[str] = set()  # of the command that runs, by the names that library code has for them
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse ``argv``, so that errors raised later say flags where library code names arguments."""
+    arguments = parser.parse_args(argv)
+    _arguments.update(vars(arguments))
+    return arguments
+
+
+def _name_flags(text: str, arguments: Container[str]) -> str:
+    """Write `` `batch_size` `` as ``--batch-size`` where that is one of the arguments."""
+    return re.sub(
+        r"`([a-z_]+)`", lambda found: f"--{found[1].replace('_', '-')}" if found[1] in arguments else found[0], text
+    )
 
 
 @contextmanager
@@ -144,14 +187,14 @@ def run(main: Callable[[list[str]], None]) -> None:
     except Exception as error:
         if show_traceback:
             raise
-        _say(f"error: {_sentence(error)} (--traceback shows where)")
+        _say(f"error: {_name_flags(_sentence(error), _arguments)} (--traceback shows where)")
         sys.exit(2)
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
     """Write a warning as one line without the line of code that raised it."""
     name = "note" if category is UserWarning else category.__name__
-    return f"{name}: {' '.join(str(message).split())}\n"
+    return f"{name}: {_name_flags(' '.join(str(message).split()), _arguments)}\n"
 
 
 def _raise_on_sigterm() -> None:
@@ -169,7 +212,8 @@ def _raise_on_sigterm() -> None:
 def _stop(interrupt: KeyboardInterrupt) -> NoReturn:
     terminated = isinstance(interrupt, Terminated)
     notes = getattr(interrupt, "__notes__", [])
-    _say(": ".join(filter(None, ("terminated" if terminated else "interrupted", "; ".join(notes)))))
+    how = "terminated" if terminated else "interrupted"
+    _say(_name_flags(": ".join(filter(None, (how, "; ".join(notes)))), _arguments))
     sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 
 

@@ -3,9 +3,12 @@
 import argparse
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +131,35 @@ def test_a_full_disk_behind_the_output_is_told(tmp_path):
 def test_a_name_that_the_terminal_cannot_show_ends_nothing(tmp_path):
     process = script(tmp_path, "print('\\udcff \\u2014')", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert process.communicate(timeout=30) == ("\\udcff \\u2014\n", "")
+
+
+def test_errors_name_arguments_and_a_command_says_their_flags(tmp_path):
+    code = textwrap.dedent(
+        """
+        import argparse, warnings
+        from sf_llava import cli
+
+        def main(argv):
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--batch-size", type=int)
+            cli.parse(parser, argv)
+            warnings.warn("`batch_size` is small")
+            raise ValueError("raise `batch_size`, not `other_thing`")
+
+        cli.run(main)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--batch-size", "3"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "note: --batch-size is small" in done.stderr
+    assert "error: raise --batch-size, not `other_thing`" in done.stderr
+
+
+def test_library_code_names_no_flags():
+    package = Path(cli.__file__).parent
+    speaks = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+    files = [path for path in package.rglob("*.py") if path.parent.name not in ("commands", "demo")]
+    for path in files:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            allowed = path.name in ("__main__.py", "cli.py", "everything.py", "install.py") or "pip install" in line
+            assert allowed or not speaks.search(line), f"{path.relative_to(package)}, line {number}: {line.strip()}"

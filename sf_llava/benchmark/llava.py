@@ -2,7 +2,7 @@
 
 576 and 256 visual tokens come from CLIP ViT-L/14 at 336 and 224 px, 144, 128 and 64 from the SF-L that takes its place;
 every tower stops at the layer that LLaVA reads ("blocks" counts those that ran). The language model has random weights
-and the geometry of ``--llm``; the prompt has ``TEXT_TOKENS`` text tokens. Memory: the tower's weights, and what it
+and the geometry of ``llm``; the prompt has ``TEXT_TOKENS`` text tokens. Memory: the tower's weights, and what it
 allocates beside them at its peak.
 """
 

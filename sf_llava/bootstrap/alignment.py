@@ -97,7 +97,7 @@ def draw_queries(tokens: Tensor, generator: torch.Generator) -> Tensor:
     """
     count, num_tokens = tokens.shape[:2]
     if count < 2:
-        raise ValueError("--align readout takes its queries from other images: raise --micro-batch-size to 2 or more")
+        raise ValueError("`align` readout takes its queries from other images: raise `micro_batch_size` to 2 or more")
     steps = torch.randint(1, count, (count, NUM_QUERIES), generator=generator)
     images = (torch.arange(count)[:, None] + steps) % count
     places = torch.randint(num_tokens, (count, NUM_QUERIES), generator=generator)
@@ -107,7 +107,7 @@ def draw_queries(tokens: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass
 class Alignment:
-    """The losses that ``--align`` asks for.
+    """The losses that ``align`` asks for.
 
     Attributes:
         weights: by name of the loss.
@@ -177,7 +177,7 @@ def make_alignment(
     weights, layer = parse_alignment(config.align), config.align_layer
     depth = student.config.num_hidden_layers
     if layer < -depth - 1:
-        raise ValueError(f"--align-layer {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
+        raise ValueError(f"`align_layer` {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
     llm = None
     if weights.keys() & LLM_LOSSES:
         attention, preprocessing = student.config._attn_implementation, images.transform.preprocessing

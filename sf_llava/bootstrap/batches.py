@@ -46,7 +46,7 @@ def micro_batches(
     if batch_size % (processes * parts):
         raise ValueError(
             f"{batch_size} images or questions a step have no {processes} x {parts} equal parts (processes and "
-            "micro-batches): change --batch-size, --micro-batch-size or --llm-batch-size"
+            "micro-batches): change `batch_size`, `micro_batch_size` or `llm_batch_size`"
         )
     share = batch_size // processes
     sampler = BootstrapSampler(len(images), share, config.seed, accelerator.process_index, processes, start_step=step)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from sf_llava.catalogue import QUICKSTART
 from sf_llava.cli import BATCH, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, SEED, THREADS_OR_AUTO, Number
 
 LATENTS = Number(int, 1, 2**16)
@@ -36,12 +37,12 @@ class BootstrapConfig:
     )
     teacher: str = _flag("mini", "mini, open_clip:MODEL/TAG_OR_FILE, transformers:ID_OR_DIR, timm:MODEL[/FILE], a path")
     data: str | None = _flag(None, "unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
-    val_data: str | None = _flag(None, "validation images; default: some of --data, held out")
-    classes: str | None = _flag(None, "classes of --val-data: mini, cifar10, imagenet or FILE.json; default: its own")
+    val_data: str | None = _flag(None, "validation images; default: some of `data`, held out")
+    classes: str | None = _flag(None, "classes of `val_data`: mini, cifar10, imagenet or FILE.json; default: its own")
     val_images: int = _flag(1000, "how many held-out images to validate on", POSITIVE_INT)
-    output: str = _flag("runs/quickstart", "run directory")
+    output: str = _flag(str(QUICKSTART), "run directory")
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
-    resume: bool = _flag(False, "continue the run in --output where it was killed; start it if it has not begun")
+    resume: bool = _flag(False, "continue the run in `output` where it was killed; start it if it has not begun")
     # student
     num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches", LATENTS)
     image_size: int | None = _flag(None, "student's input side in pixels; default: the teacher's", PIXELS)
@@ -64,14 +65,14 @@ class BootstrapConfig:
         "llm and placed: 4). Bootstrap first, align after",
     )
     align_layer: int | None = _flag(None, "hidden state that LLaVA reads, counted from the end; default: -2")
-    llava: str | None = _flag(None, "LLaVA on this teacher, for --align llm: a directory, a hub name, mini")
-    questions: str | None = _flag(None, "ScienceQA data for --align llm, of which the train split is read: DIR, mini:N")
+    llava: str | None = _flag(None, "LLaVA on this teacher, for `align` llm: a directory, a hub name, mini")
+    questions: str | None = _flag(None, "ScienceQA data for `align` llm, of which the train split is read: DIR, mini:N")
     llm_batch_size: int | None = _flag(None, "questions of one optimiser step, over all processes; default: 32", BATCH)
     # schedule
     epochs: float | None = _flag(None, "passes over the data; paper: 20", EPOCHS)
-    steps: int | None = _flag(None, "optimiser steps; wins over --epochs", POSITIVE_INT)
+    steps: int | None = _flag(None, "optimiser steps; wins over `epochs`", POSITIVE_INT)
     warmup_epochs: float | None = _flag(None, "linear warm-up with inherited weights frozen; paper: 1", NON_NEGATIVE)
-    warmup_steps: int | None = _flag(None, "the same in steps; wins over --warmup-epochs", COUNT)
+    warmup_steps: int | None = _flag(None, "the same in steps; wins over `warmup_epochs`", COUNT)
     batch_size: int | None = _flag(None, "images of one optimiser step, over all processes", BATCH)
     micro_batch_size: int | None = _flag(None, "images a process sees at once; smaller ones are accumulated", BATCH)
     lr: float | None = _flag(None, "peak learning rate; paper: 2e-4, continuation 5e-5", POSITIVE)
@@ -185,14 +186,14 @@ def parse_alignment(text: str) -> dict[str, float]:
             problem = "there twice" if name in weights else "unknown"
             known = ", ".join(ALIGNMENT_WEIGHTS)
             raise ValueError(
-                f"--align {text}: {name!r} is {problem}; expected none, or a sum of {known}: set=0.3+readout"
+                f"`align` {text}: {name!r} is {problem}; expected none, or a sum of {known}: set=0.3+readout"
             )
         try:
             weights[name] = float(number) if number else ALIGNMENT_WEIGHTS[name]
         except ValueError:
             weights[name] = math.nan
         if not 0 < weights[name] < math.inf:
-            raise ValueError(f"--align {text}: the weight of {name} must be a positive number, not {number!r}")
+            raise ValueError(f"`align` {text}: the weight of {name} must be a positive number, not {number!r}")
     return {name: weights[name] for name in ALIGNMENT_WEIGHTS if name in weights}
 
 
@@ -208,7 +209,7 @@ def _complete_alignment(config: BootstrapConfig) -> BootstrapConfig:
     idle = () if asks else ("llava", "questions", "llm_batch_size")
     for name in idle if weights else ("align_layer", *idle):
         if getattr(config, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} has no use without --align{' llm' if name in idle else ''}")
+            raise ValueError(f"`{name}` has no use without `align`{' llm' if name in idle else ''}")
     if not weights:
         return replace(config, align=None)
     config = replace(config, align="+".join(f"{name}={weight:g}" for name, weight in weights.items()))
@@ -218,10 +219,10 @@ def _complete_alignment(config: BootstrapConfig) -> BootstrapConfig:
         defaults |= dict(llava="mini", questions="mini-described:80000") if config.teacher == "mini" else {}
     config = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
     if config.align_layer >= 0:
-        raise ValueError(f"--align-layer must count from the end, as -2 does, not be {config.align_layer}")
+        raise ValueError(f"`align_layer` must count from the end, as -2 does, not be {config.align_layer}")
     if asks and (config.llava is None or config.questions is None):
         raise ValueError(
-            "--align llm or placed needs --llava (a LLaVA on this teacher) and --questions (in ScienceQA's form)"
+            "`align` llm or placed needs `llava` (a LLaVA on this teacher) and `questions` (in ScienceQA's form)"
         )
     return config
 
@@ -229,11 +230,11 @@ def _complete_alignment(config: BootstrapConfig) -> BootstrapConfig:
 def _check(config: BootstrapConfig) -> None:
     if config.data is None:
         raise ValueError(
-            f"--stage {config.stage} needs --data: folder:DIR, parquet:FILES, webdataset:SHARDS or hub:NAME"
+            f"`stage` {config.stage} needs `data`: folder:DIR, parquet:FILES, webdataset:SHARDS or hub:NAME"
         )
     if config.stage in ("continue", "scienceqa") and config.init_from is None:
-        raise ValueError(f"--stage {config.stage} continues a student: give its run or encoder with --init-from")
+        raise ValueError(f"`stage` {config.stage} continues a student: give its run or encoder with `init_from`")
     for known in fields(config):
         number, value = known.metadata["number"], getattr(config, known.name)
         if number is not None and value is not None and not number.admits(value):
-            raise ValueError(f"--{known.name.replace('_', '-')}: expected {number}, not {value}")
+            raise ValueError(f"`{known.name}`: expected {number}, not {value}")

@@ -42,7 +42,7 @@ def open_data(config: BootstrapConfig, teacher: Teacher, image_size: int) -> Boo
     else:
         validation, task = open_validation(config, teacher, preprocessing)
     if task is None and (config.loss == "kl" or config.class_loss_weight):
-        raise ValueError("class logits need classes: name a --val-data that has them (and --classes)")
+        raise ValueError("class logits need classes: name a `val_data` that has them (and `classes`)")
     crop = None if config.crop_scale_min == 1 else (config.crop_scale_min, 1.0)
     ratio = (1 / config.crop_ratio_max, config.crop_ratio_max)
     images = BootstrapImages(source, BootstrapTransform(preprocessing, config.flip, crop, ratio), config.seed)
@@ -56,7 +56,7 @@ def training_labels(config: BootstrapConfig, teacher: Teacher) -> list[int]:
         ValueError: the data set has no training labels.
     """
     if config.data.split(":")[0] == "mini":
-        raise ValueError("--class-loss-weight needs labelled training images; the drawn world labels test images only")
+        raise ValueError("`class_loss_weight` needs labelled training images; the drawn world labels test images only")
     return _task(teacher, open_labelled(config.data), config).labels
 
 

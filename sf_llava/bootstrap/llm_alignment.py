@@ -10,7 +10,6 @@ Letters: K questions, T tokens of a picture, D width of the towers, W width of t
 all, V vocabulary.
 """
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -26,8 +25,7 @@ from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.llava.hooks import weigh_latents
 from sf_llava.llava.loading import load_llava
-from sf_llava.llava.positions import arrange, count_positions
-from sf_llava.mini import MINI_LLAVA_DIR
+from sf_llava.llava.reading import Reading, project, reading_of
 from sf_llava.scienceqa.data import ScienceQA, explain, open_scienceqa
 from sf_llava.scienceqa.run import Answerer, Generation
 from sf_llava.teachers.base import Teacher
@@ -84,7 +82,7 @@ class LlmAlignment:
         self.questions = questions
         self.pictures = BootstrapImages(questions, BootstrapTransform(preprocessing, flip=0.0, scale=None), seed=0)
         self.answerer = Answerer(model, processor, Generation())
-        self.with_cls = model.config.vision_feature_select_strategy == "full"
+        self.reading = reading_of(model)
 
     def __call__(
         self, student: Tensor, teacher: Tensor, rois: Tensor, indices: Sequence[int], names: Collection[str]
@@ -103,10 +101,12 @@ class LlmAlignment:
         """
         conversations = [self.encode(index) for index in indices]
         with torch.no_grad():
-            target = self.next_tokens(teacher, conversations)
+            target = self.next_tokens(teacher, conversations, self.reading)
         losses = {}
         for name in names:
-            said = self.next_tokens(student, conversations, rois if name == "placed" else None, teacher.shape[1] - 1)
+            placed = name == "placed"
+            reading = replace(self.reading, num_patches=teacher.shape[1] - 1) if placed else self.reading
+            said = self.next_tokens(student, conversations, reading, rois)
             losses[name] = F.kl_div(said, target, reduction="batchmean", log_target=True)
         return losses
 
@@ -119,27 +119,19 @@ class LlmAlignment:
         return Conversation(ids[:place], ids[place + 1 :], [*answer, processor.tokenizer.eos_token_id])
 
     def next_tokens(
-        self,
-        states: Tensor,
-        conversations: Sequence[Conversation],
-        rois: Tensor | None = None,
-        num_patches: int = 0,
+        self, states: Tensor, conversations: Sequence[Conversation], reading: Reading, rois: Tensor | None = None
     ) -> Tensor:
         """Give the LLM's log-probabilities (A, V), float32, of every answer token.
 
         Args:
             states: (K, 1 + T, D) hidden state of a tower, CLS first.
             conversations: K of them.
-            rois: (K, T, 4) for positions by RoI centre and the attention bias; None for tokens as they come.
-            num_patches: M, of the tower that the LLM was trained with; only with ``rois``.
+            reading: how the LLM reads them.
+            rois: (K, T, 4), to read by RoI centre.
         """
-        places = None
-        if rois is not None:
-            tokens, places = arrange(states, rois, num_patches, self.with_cls)
-        else:
-            tokens = states if self.with_cls else states[:, 1:]
+        tokens, places = reading.select(states, rois)
         words = self.model.get_input_embeddings()
-        pictures = self.model.model.multi_modal_projector(tokens.to(words.weight.dtype))  # [K, T, W]
+        pictures = project(self.model, tokens.to(words.weight.dtype))  # [K, T, W]
         order = sorted(range(len(conversations)), key=lambda k: sum(map(len, conversations[k])))
         answers: list[Tensor | None] = [None] * len(conversations)
         for begin in range(0, len(order), ROWS_AT_ONCE):
@@ -150,12 +142,12 @@ class LlmAlignment:
                 behind = torch.tensor([*conversations[k].behind, *conversations[k].answer[:-1]], device=pictures.device)
                 rows.append(torch.cat([words(before), pictures[k], words(behind)]))
             starts = [len(conversations[k].before) for k in chosen]
-            read = self._read(rows, starts, None if places is None else places[chosen], num_patches)
+            read = self._read(rows, starts, None if places is None else places[chosen], reading)
             for k, row, hidden in zip(chosen, rows, read, strict=True):
                 answers[k] = hidden[len(row) - len(conversations[k].answer) : len(row)]
         return self.model.lm_head(torch.cat(answers)).float().log_softmax(dim=-1)
 
-    def _read(self, rows: list[Tensor], starts: list[int], places: Tensor | None, num_patches: int) -> Tensor:
+    def _read(self, rows: list[Tensor], starts: list[int], places: Tensor | None, reading: Reading) -> Tensor:
         """Give the LLM's last hidden states (k, L, W) for rows of embeddings whose pictures begin at ``starts``."""
         llm = self.model.model.language_model
         # Padded on the right, behind all that is read: causal attention needs no mask then.
@@ -165,9 +157,9 @@ class LlmAlignment:
         count = places.shape[1]
         token = torch.arange(embeds.shape[1]) - torch.tensor(starts)[:, None]  # [k, L], from the picture's first
         image = ((token >= 0) & (token < count)).to(embeds.device)
-        positions = count_positions(image, torch.ones_like(image), places, num_patches + self.with_cls)
-        latents = image & (token >= self.with_cls).to(embeds.device)
-        with weigh_latents(self.model, latents, math.log(num_patches / (count - self.with_cls))):
+        positions = reading.count_positions(image, torch.ones_like(image), places)
+        latents = image & (token >= reading.with_cls).to(embeds.device)
+        with weigh_latents(self.model, latents, reading.bias(count - reading.with_cls)):
             return llm(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
 
 
@@ -190,13 +182,10 @@ def load_llm(
     data = open_scienceqa(questions, "train")
     data = replace(data, problems=[problem for problem in data.problems if problem.has_image])
     if not data.problems:
-        raise ValueError(f"--questions {questions} has no question with a picture in its train split")
-    path = MINI_LLAVA_DIR if llava == "mini" else llava
-    if llava == "mini" and not (MINI_LLAVA_DIR / "config.json").is_file():
-        raise ValueError("there is no mini LLaVA yet: scripts/train_mini.py llava makes one; name it, --llava DIR")
-    model, processor = load_llava(path, dtype=teacher.dtype, device_map={"": teacher.device})
+        raise ValueError(f"`questions` {questions} has no question with a picture in its train split")
+    model, processor = load_llava(llava, dtype=teacher.dtype, device_map={"": teacher.device})
     if model.config.vision_feature_layer != layer:
-        raise ValueError(f"--llava {llava} reads layer {model.config.vision_feature_layer}, --align-layer is {layer}")
+        raise ValueError(f"`llava` {llava} reads layer {model.config.vision_feature_layer}, `align_layer` is {layer}")
     model.model.language_model.set_attn_implementation(attention)
     check_tower(model, teacher, layer, llava)
     model.model.vision_tower = None  # the teacher stands for it
@@ -216,6 +205,6 @@ def check_tower(model: LlavaForConditionalGeneration, teacher: Teacher, layer: i
             difference = ((own - tokens).norm() / tokens.norm()).item()
     if not difference < LARGEST_DIFFERENCE:
         raise ValueError(
-            f"the vision tower of --llava {llava} is not the teacher {teacher.name} (its tokens differ): "
+            f"the vision tower of `llava` {llava} is not the teacher {teacher.name} (its tokens differ): "
             "name the CLIP that this LLaVA was trained with"
         )

@@ -116,20 +116,20 @@ def _bootstrap(
 
 def _train(trainer: Trainer) -> None:
     """Train to the end; of what the machine may lack on the way, say how to go on."""
-    go_on = "the same command with --resume goes on from the newest checkpoint"
+    go_on = "the same command with `resume` goes on from the newest checkpoint"
     try:
         trainer.train()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RuntimeError(
-            f"out of memory with {trainer.micro_batch_size} images at once: lower --micro-batch-size (the batch of a "
-            "step stays as it is) or add --gradient-checkpointing, then --resume"
+            f"out of memory with {trainer.micro_batch_size} images at once: lower `micro_batch_size` (the batch of a "
+            "step stays as it is) or add `gradient_checkpointing`, then `resume`"
         ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, LoadingError):
             raise RuntimeError(f"{error}; {go_on}") from error
         if "DataLoader worker" in str(error):  # raised wherever this process was when a data process died
             raise RuntimeError(
-                f"a data loading process ended ({error}), perhaps for want of memory: lower --workers; {go_on}"
+                f"a data loading process ended ({error}), perhaps for want of memory: lower `workers`; {go_on}"
             ) from error
         if isinstance(error, OSError):
             raise OSError(f"{error}; {go_on}") from error
@@ -162,7 +162,7 @@ def make_accelerator(config: BootstrapConfig) -> Accelerator:
     elif precision == "auto":
         precision = "fp32"
     if precision == "fp16" and cpu:
-        raise ValueError("--dtype fp16 does not train on a CPU; use bf16 or fp32")
+        raise ValueError("`dtype` fp16 does not train on a CPU; use bf16 or fp32")
     AcceleratorState._reset_state()  # a process may bootstrap several times, each time with a precision of its own
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
 

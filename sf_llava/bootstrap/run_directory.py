@@ -59,11 +59,11 @@ class RunDirectory:
             ours = (self.log_path, self.checkpoints, self.pictures, self.encoder, self.results_path)
             if found := [path.name for path in ours if path.exists()]:
                 raise ValueError(
-                    f"{self.path} holds {', '.join(found)} without the config.json of a run: choose another --output"
+                    f"{self.path} holds {', '.join(found)} without the config.json of a run: choose another `output`"
                 )
             return {}
         if not resume:
-            raise ValueError(f"{self.path} already holds a run; continue it with --resume or choose another --output")
+            raise ValueError(f"{self.path} already holds a run; continue it with `resume` or choose another `output`")
         before = files.read_json_object(self.config_path)
         changes = {
             name: [before.get(name), value]
@@ -91,7 +91,7 @@ class RunDirectory:
         if other := [name for name, digest in inputs.items() if before.get(name, digest) != digest]:
             raise ValueError(
                 f"{self.path} began with other {' and other '.join(other)} under the same name: bring back what it "
-                "began with, or start a run in another --output (--init-from takes over a finished run's student)"
+                "began with, or start a run in another `output` (`init_from` takes over a finished run's student)"
             )
 
     def start(self, config: dict[str, Any], step: int, changes: dict[str, list[Any]] | None = None) -> list[str]:
@@ -139,7 +139,7 @@ class RunDirectory:
         results = files.read_json_object(self.results_path)
         if missing := RESULTS - results.keys():
             raise ValueError(
-                f"{self.results_path} lacks {', '.join(sorted(missing))}: remove it, and --resume measures again"
+                f"{self.results_path} lacks {', '.join(sorted(missing))}: remove it, and `resume` measures again"
             )
         return results
 

@@ -193,7 +193,7 @@ class Trainer:
         micro = self.config.micro_batch_size or max(1, self.config.batch_size // processes)
         if self.config.batch_size % (micro * processes):
             raise ValueError(
-                f"--batch-size {self.config.batch_size} is not a multiple of {processes} processes x {micro} images"
+                f"`batch_size` {self.config.batch_size} is not a multiple of {processes} processes x {micro} images"
             )
         return micro
 
@@ -205,7 +205,7 @@ class Trainer:
         if pixels > memory:
             raise ValueError(
                 f"{self.micro_batch_size:,} images of {side} pixels at once take {pixels / 1e9:,.0f} GB, and this "
-                f"machine has {memory / 1e9:,.0f}: lower --batch-size or --micro-batch-size"
+                f"machine has {memory / 1e9:,.0f}: lower `batch_size` or `micro_batch_size`"
             )
 
     @property
@@ -293,8 +293,8 @@ class Trainer:
         kept = self.run.checkpoint_paths()
         where = f"goes on from {kept[0]}, which is whole" if kept else "begins again, as no checkpoint was due yet"
         raise RuntimeError(
-            f"training has diverged: the {what} at step {self.step}. The same command with --resume and a lower --lr "
-            f"(it was {self.config.lr:g}), --clip-norm or --dtype fp32 {where}"
+            f"training has diverged: the {what} at step {self.step}. The same command with `resume` and a lower `lr` "
+            f"(it was {self.config.lr:g}), `clip_norm` or `dtype` fp32 {where}"
         )
 
     @torch.no_grad()

@@ -1,11 +1,11 @@
 """Measure the encoder: its costs, its ops, its speed beside the CLIP it replaces, a bootstrap step, a LLaVA.
 
-    python scripts/benchmark.py costs        parameters and multiply-adds beside the paper's: all within 0.5 %
-    python scripts/benchmark.py ops          sampling and mixing, plain PyTorch against the ops: the ops are faster
-    python scripts/benchmark.py encoder      images a second beside CLIP: about the ratio of multiply-adds
-    python scripts/benchmark.py bootstrap    a training step, split into data, teacher, student, optimiser
-    python scripts/benchmark.py llava        tower, projector, prefill and decode for 256, 128, 64 visual tokens
-    python scripts/benchmark.py all          on a GPU: its tests, every table, the targets, in under ten minutes
+    sf-llava benchmark costs        parameters and multiply-adds beside the paper's: all within 0.5 %
+    sf-llava benchmark ops          sampling and mixing, plain PyTorch against the ops: the ops are faster
+    sf-llava benchmark encoder      images a second beside CLIP: about the ratio of multiply-adds
+    sf-llava benchmark bootstrap    a training step, split into data, teacher, student, optimiser
+    sf-llava benchmark llava        tower, projector, prefill and decode for 256, 128, 64 visual tokens
+    sf-llava benchmark all          on a GPU: its tests, every table, the targets, in under ten minutes
 
 Tables go to the screen, JSON and a plot to ``benchmarks/results``. On the CPU one thread is used.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from sf_llava import cli
 
 REPEATS = cli.Number(int, 1, 10**6)
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+RESULTS = Path("benchmarks/results")
 PAIRS = ("sf-b-49", "sf-l-64", "sf-l-128", "sf-l-144-336", "sf-mini")
 SIZES = ("sf-mini", "sf-b-49 @224", "sf-l-64 @224", "sf-l-144 @336")
 
@@ -36,20 +36,20 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the sub-command."""
     import torch
 
-    from sf_llava.measure.setup import choose_device
+    from sf_llava.devices import as_dtype, choose_device
 
     if arguments.command == "costs":
         from sf_llava.benchmark import cost_table
 
         cost_table.run(arguments.output)
         return
-    device = str(choose_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = str(choose_device(arguments.device))
     if device == "cpu":
         torch.set_num_threads(1)
     elif torch.device(device).type == "cuda":
         torch.cuda.set_device(torch.device(device).index or 0)
     else:
-        raise ValueError(f"--device {device}: cuda and cpu are measured")
+        raise ValueError(f"`device` {device}: cuda and cpu are measured")
     if arguments.command == "all":
         if device == "cpu":
             raise ValueError("all measures a GPU and found none: run the other sub-commands on the CPU")
@@ -61,7 +61,12 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from sf_llava.benchmark import bootstrap, encoder, llava, ops
 
-    common = dict(output=arguments.output, device=device, dtype=arguments.dtype, repeats=arguments.repeats)
+    common = dict(
+        output=arguments.output,
+        device=device,
+        dtype=str(as_dtype(arguments.dtype)).removeprefix("torch."),
+        repeats=arguments.repeats,
+    )
     common["seed"] = arguments.seed
     if arguments.command == "ops":
         ops.run(batch_sizes=arguments.batch_size or [8], sizes=arguments.sizes, **common)
@@ -81,9 +86,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
     device = argparse.ArgumentParser(add_help=False)
-    device.add_argument("--device", help="cuda, cuda:1, cpu; a GPU where there is one")
+    cli.add_flags(device, "device")
     timed = argparse.ArgumentParser(add_help=False)
-    timed.add_argument("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"])
+    cli.add_flags(timed, "dtype", dtype="bf16")
     timed.add_argument("--batch-size", type=cli.BATCH, nargs="+", help="images at once")
     timed.add_argument("--repeats", type=REPEATS, default=10, help="repetitions after the warm-up")
     timed.add_argument("--seed", type=cli.SEED, default=0)
@@ -99,4 +104,4 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     whole = commands.add_parser("llava", parents=[output, device, timed], help="a LLaVA in parts")
     whole.add_argument("--llm", default="mini", choices=["mini", "1b", "7b", "13b"], help="geometry, random weights")
     commands.add_parser("all", parents=[output, device], help="GPU tests and every table")
-    return parser.parse_args(argv)
+    return cli.parse(parser, argv)

@@ -2,7 +2,7 @@
 
 On the embedded default, offline, in minutes (a drawn world and the small CLIP that ships with the package):
 
-    python scripts/bootstrap_clip.py
+    sf-llava bootstrap
 
 The paper's run, on eight GPUs (20 epochs of ImageNet-1K; add --fsdp through `accelerate config` for larger models):
 

@@ -1,11 +1,11 @@
 """Chat with a LLaVA through two towers: its own CLIP, and a SparseFormer in CLIP's place. Opens a page on this machine.
 
-    python demo/chat.py
+    sf-llava chat
         the embedded default, offline: the mini LLaVA, and the student of make quickstart beside it if there is one
-    python demo/chat.py --encoder runs/sf-16 runs/sf-32
+    sf-llava chat --encoder runs/sf-16 runs/sf-32
         encoders of different sizes; their latents are chosen in the sidebar
-    python demo/chat.py --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
-            --conversation llava_v1 --load-in-4bit
+    sf-llava chat --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
+            --conversation llava_v1 --bits 4
         any LLaVA, in transformers' or the original format, and an encoder bootstrapped from its CLIP
 
 Expected: the address of the page, http://127.0.0.1:7860 or the next free port. Ctrl-C ends it; nothing that was sent
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava import cli
+from sf_llava.catalogue import QUICKSTART
 from sf_llava.demo.memory import share_heaps
 
 MINI = "mini"
-QUICKSTART = Path("runs/quickstart")
 UPLOADS = "uploads"  # in a folder that is removed at the end
 
 
@@ -40,13 +40,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="SparseFormer or its run (mini: the quickstart's); several with different latents can be chosen from",
     )
-    parser.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
-    parser.add_argument("--conversation", choices=["llava_v1", "vicuna_v1"], help="default: the model's own")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
-    bits = parser.add_mutually_exclusive_group()
-    bits.add_argument("--load-in-4bit", dest="bits", action="store_const", const=4, help="the LLM, by bitsandbytes")
-    bits.add_argument("--load-in-8bit", dest="bits", action="store_const", const=8, help="the LLM, by bitsandbytes")
+    cli.add_flags(parser, "tower", "conversation", "device", "dtype", "bits")
     parser.add_argument(
         "--seed", type=cli.SEED, default=0, metavar="N", help="of answers above temperature 0 (%(default)s)"
     )
@@ -61,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="names, also NAME:PORT, by which a proxy in front of this server is asked; other names are refused",
     )
-    return parser.parse_args(argv)
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:
@@ -106,21 +100,21 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     import transformers
 
     from sf_llava.demo.engine import Engine
+    from sf_llava.devices import as_dtype, choose_device
     from sf_llava.llava.conversations import chat_template
     from sf_llava.llava.loading import load_llava
-    from sf_llava.measure.setup import DTYPES, choose_device
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
-    model_path, encoders, hint = arguments.model, arguments.encoder, ""
+    encoders, hint = arguments.encoder, ""
     if mini := arguments.model == MINI:
-        model_path, encoders, hint = choose_mini(encoders)
+        encoders, hint = choose_mini(encoders)
     placement: dict[str, Any] = {"device_map": {"": choose_device(arguments.device)}}
     if arguments.bits:
         from sf_llava.llava.quantisation import quantisation_config
 
-        placement["quantization_config"] = quantisation_config(arguments.bits, DTYPES[arguments.dtype])
-    model, processor = load_llava(model_path, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
+        placement["quantization_config"] = quantisation_config(arguments.bits, as_dtype(arguments.dtype))
+    model, processor = load_llava(arguments.model, dtype=arguments.dtype, tower=arguments.tower, **placement)
     if arguments.conversation:
         processor.chat_template = chat_template(arguments.conversation)
     engine = Engine(model, processor, encoders)
@@ -129,19 +123,12 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
 
 def choose_mini(encoders: list[str]) -> tuple[Path, list[str], str]:
     """Find the embedded LLaVA, and the quickstart's student unless encoders are named; what to say about it."""
-    from sf_llava.mini import MINI_LLAVA_DIR
-
-    if not (MINI_LLAVA_DIR / "model.safetensors").is_file():
-        raise ValueError(
-            "the embedded LLaVA is not part of this version: train one with scripts/train_mini.py llava and name it, "
-            "--model runs/mini_llava/llava; or name another --model"
-        )
     hint = "It is tiny and knows only drawn shapes, maps and charts, in the examples' words, one question at a time."
     if not encoders:
         encoders = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
     if not encoders:
         hint += f" CLIP answers alone: no student in `{QUICKSTART}`; `make quickstart` trains one in minutes."
-    return MINI_LLAVA_DIR, encoders, hint
+    return encoders, hint
 
 
 def describe(arguments: argparse.Namespace, engine: Any, hint: str) -> str:

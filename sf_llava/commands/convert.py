@@ -1,12 +1,14 @@
 """Convert foreign checkpoints into directories that ``from_pretrained`` loads.
 
-    python scripts/convert.py official sparseformer_btsp_openai_clip_large.pth encoders/sf-l-clip
-    python scripts/convert.py llava llava-lcs558k-scienceqa-vicuna-13b-v1.3 models/llava-scienceqa-13b
+    sf-llava convert official sparseformer_btsp_openai_clip_large.pth encoders/sf-l-clip
+    sf-llava convert llava llava-lcs558k-scienceqa-vicuna-13b-v1.3 models/llava-scienceqa-13b
 
 Expected: one line with the model's size and the directory it was written to.
 """
 
 import argparse
+
+from sf_llava import cli
 
 OUTPUT_HELP = "directory to write; only an older conversion of the same source is replaced"
 
@@ -30,14 +32,12 @@ def convert_official(arguments: argparse.Namespace) -> None:
 
 def convert_original_llava(arguments: argparse.Namespace) -> None:
     """Convert a LLaVA directory of the llava package."""
-    import torch
-
     from sf_llava.llava.loading import convert_llava
 
     model = convert_llava(
         arguments.directory,
         arguments.output,
-        dtype=getattr(torch, arguments.dtype),
+        dtype=arguments.dtype,
         tower=arguments.tower,
         conversation=arguments.conversation,
     )
@@ -61,8 +61,7 @@ def main(argv: list[str]) -> None:
     llava = commands.add_parser("llava", help="a LLaVA directory in the llava package's format")
     llava.add_argument("directory", help="the directory: config.json with mm_vision_tower, weights, tokenizer")
     llava.add_argument("output", help=OUTPUT_HELP)
-    llava.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
-    llava.add_argument("--tower", help="directory of the vision tower (default: what config.json names)")
+    cli.add_flags(llava, "dtype", "tower", dtype="fp16")
     llava.add_argument(
         "--conversation",
         default="vicuna_v1",
@@ -70,5 +69,5 @@ def main(argv: list[str]) -> None:
         help="conversation for the chat template (default: vicuna_v1)",
     )
     llava.set_defaults(run=convert_original_llava)
-    arguments = parser.parse_args(argv)
+    arguments = cli.parse(parser, argv)
     arguments.run(arguments)

@@ -1,11 +1,11 @@
 """The paper's Tables 3, 6 and 8 in miniature: every row that can be run small, two seeds each, equal steps.
 
-    python scripts/reproduce.py
+    sf-llava reproduce
         on the drawn world: 14 rows x 2 seeds x 400 steps of 32 images, about 50 minutes of one idle core; rows that
         are done are read again, so the same command resumes. --steps 1800 is nearer to convergence and takes hours
-    python scripts/reproduce.py --rows default no-reuse latents-8 --seeds 1
+    sf-llava reproduce --rows default no-reuse latents-8 --seeds 1
         some rows only
-    python scripts/reproduce.py --teacher runs/mini_cifar10/clip --data parquet:train.parquet \\
+    sf-llava reproduce --teacher runs/mini_cifar10/clip --data parquet:train.parquet \\
             --val-data parquet:validation.parquet --classes cifar10 --output runs/reproduce_cifar10
         on CIFAR-10, with a teacher that scripts/train_mini.py cifar10 made
 
@@ -45,8 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/reproduce", metavar="DIR", help="where all runs go (%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="(%(default)s)")
-    parser.add_argument("--threads", type=cli.THREADS_OR_AUTO, default=0, help="of the CPU; 0: torch's choice (0)")
-    arguments = parser.parse_args(argv)
+    cli.add_flags(parser, "threads")
+    arguments = cli.parse(parser, argv)
     if arguments.teacher == "mini":
         for name in ("data", "val_data", "captions"):
             if getattr(arguments, name) is None:
@@ -70,9 +70,9 @@ def main(argv: list[str]) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run all rows, print the table, draw the plot."""
     from sf_llava.bootstrap.config import BootstrapConfig
+    from sf_llava.devices import choose_device
     from sf_llava.experiments import ablations
     from sf_llava.files import write_json
-    from sf_llava.measure.setup import choose_device
     from sf_llava.teachers import load_teacher
 
     output = Path(arguments.output)

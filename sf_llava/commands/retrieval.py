@@ -1,8 +1,8 @@
 """Image-to-text and text-to-image retrieval of a teacher and its student in one run (CLIP's protocol).
 
-    python eval/retrieval.py
+    sf-llava retrieval
         the mini teacher and the quickstart's student on 500 drawn pictures with two captions each
-    python eval/retrieval.py --encoder runs/sf-l-64 --teacher open_clip:ViT-L-14-quickgelu/openai \\
+    sf-llava retrieval --encoder runs/sf-l-64 --teacher open_clip:ViT-L-14-quickgelu/openai \\
             --data dataset_coco.json --images /data/coco --dtype fp16 --batch-size 256 --workers 12
         COCO's 5,000 test images of Karpathy's split, recall at 1 in the paper's Table 6:
         CLIP L/14 56.3 / 36.5, SF-L with 64 tokens 52.3 / 34.8
@@ -15,12 +15,15 @@ interval; a JSON file with these, the paired differences, what was left out and 
 
 import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
 
 if TYPE_CHECKING:
     from sf_llava.retrieval.run import RetrievalResult
+
+RESULTS = "results.json"  # in the directory of the output
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -32,14 +35,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", nargs="*", default=[], metavar="DIR", help="folders with a JSON file's images")
     parser.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="evaluate on the first N images")
     parser.add_argument("--batch-size", type=cli.BATCH, default=64, help="images a forward pass (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s)")
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
-    parser.add_argument("--output", default="runs/retrieval.json", metavar="FILE", help="results (%(default)s)")
+    parser.add_argument("--output", default="runs/retrieval", metavar="DIR", help="results go here (%(default)s)")
     parser.add_argument("--cache", default="runs/embeddings", metavar="DIR", help="kept embeddings (%(default)s)")
-    parser.add_argument(
-        "--workers", type=cli.THREADS_OR_AUTO, default=0, help="decoding processes (%(default)s: in this one)"
-    )
-    return parser.parse_args(argv)
+    cli.add_flags(parser, "device", "dtype", "workers")
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:
@@ -49,14 +48,15 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
+    from sf_llava.devices import choose_device
     from sf_llava.files import require_writable_file
-    from sf_llava.measure.setup import choose_device, choose_models, load_models
+    from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
     from sf_llava.retrieval.captions import open_captions
     from sf_llava.retrieval.run import evaluate_retrieval
 
     started = time.perf_counter()
-    require_writable_file(arguments.output)
+    require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     data = open_captions(arguments.data, arguments.images)
@@ -102,7 +102,7 @@ def report(result: "RetrievalResult", settings: dict[str, Any], seconds: float) 
             )
     print()
     if settings["encoder"] is None:
-        print("the teacher alone: python scripts/bootstrap_clip.py makes a student, --encoder DIR names one")
+        print("the teacher alone: sf-llava bootstrap makes a student, --encoder DIR names one")
     for remark in values["remarks"]:
         print(f"note: {remark}")
     if result.corrupt:
@@ -112,5 +112,6 @@ def report(result: "RetrievalResult", settings: dict[str, Any], seconds: float) 
         print(f"one process decodes {decode:.0f} and preprocesses {preprocess:.0f} images/s")
     print(f"{settings['dtype']}, batch {settings['batch_size']} on {machine['device']}; {seconds:.0f} s in all")
     values |= {"settings": settings, "environment": machine, "seconds": round(seconds, 1)}
-    write_json(settings["output"], values)
-    print(f"written to {settings['output']}")
+    path = Path(settings["output"]) / RESULTS
+    write_json(path, values)
+    print(f"written to {path}")

@@ -1,16 +1,16 @@
 """ScienceQA with a LLaVA: its own vision tower, a SparseFormer in its place, and what the image is worth.
 
-    python eval/scienceqa.py
+    sf-llava scienceqa
         the embedded default, offline: the mini LLaVA on 600 questions of the drawn world, with its own tower, with that
         tower's tokens averaged 2 x 2, and with the student of make quickstart (run --data mini:6000 asks more)
-    python eval/scienceqa.py run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
+    sf-llava scienceqa run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
         killed and started again it continues; torchrun --nproc_per_node 8 eval/scienceqa.py run ... shares the work
-    python eval/scienceqa.py score --problems problems.json --splits pid_splits.json --split test \\
+    sf-llava scienceqa score --problems problems.json --splits pid_splits.json --split test \\
             --predictions answers.jsonl --json score.json
         scores our JSON lines, LLaVA's answers.jsonl or LLaVA's result file (its published one: 3863 of 4241 correct)
-    python eval/scienceqa.py compare A B --data ScienceQA/data/scienceqa
+    sf-llava scienceqa compare A B --data ScienceQA/data/scienceqa
         the paired difference of two predictions, its 95 % interval and McNemar's test
 
 Expected: a table with one row a tower and control: accuracy over all and over image questions with 95 % intervals, and
@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
+from sf_llava.catalogue import QUICKSTART
+from sf_llava.scienceqa import CONTROLS
 
 if TYPE_CHECKING:
     from sf_llava.llava.towers import Tower
 
-CONTROLS = ("blind", "shuffled", "grey")
 MINI = "mini"
 TOKENS = cli.Number(int, 1, 2**20)
 TEMPERATURE = cli.Number(float, 0, 100)
 TOWERS = ("original", "pooled", "swapped")
-QUICKSTART = Path("runs/quickstart")
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
 
@@ -62,18 +62,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="swapped tower once more, its latents placed by RoI centre and weighed for the LLM (no training)",
     )
-    run.add_argument("--tower", metavar="DIR", help="where an original LLaVA directory's own tower lies")
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
     run.add_argument("--output", default="runs/scienceqa", metavar="DIR", help="answers and results (%(default)s)")
     run.add_argument("--batch-size", type=cli.BATCH, metavar="N", help="questions generated together (8; mini: 64)")
     run.add_argument("--max-new-tokens", type=TOKENS, default=1024, help="answers run to 3,500 letters (%(default)s)")
     run.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0: greedy (%(default)s)")
-    run.add_argument(
-        "--conversation", choices=["llava_v1", "vicuna_v1"], help="default: the model's own (published: llava_v1)"
-    )
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda ... (%(default)s: the GPU where there is one)")
-    run.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
-    run.add_argument("--bits", type=int, choices=[4, 8], help="load the LLM in so many bits (bitsandbytes)")
+    cli.add_flags(run, "tower", "conversation", "device", "dtype", "bits")
     run.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="ask N questions, drawn by --seed")
     run.add_argument("--seed", type=cli.SEED, default=0, help="of --limit, shuffled images, sampling (%(default)s)")
     score = commands.add_parser("score", help="score predictions")
@@ -91,7 +85,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for command in (score, compare):
         command.add_argument("--problems", metavar="FILE", help="problems.json, in place of --data")
         command.add_argument("--splits", metavar="FILE", help="pid_splits.json, in place of --data")
-    arguments = parser.parse_args(argv)
+    arguments = cli.parse(parser, argv)
     if arguments.command == "run":
         if 0 < arguments.temperature < 0.01:
             parser.error("argument --temperature: below 0.01 only the likeliest token is left: that is 0, greedy")
@@ -174,8 +168,8 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
+    from sf_llava.devices import choose_device
     from sf_llava.files import locked
-    from sf_llava.measure.setup import choose_device
     from sf_llava.model.loading import find_encoder
 
     if arguments.model == MINI:
@@ -308,17 +302,15 @@ def open_data(arguments: argparse.Namespace) -> Any:
 
 def load(arguments: argparse.Namespace, device: Any) -> Any:
     """Load the LLaVA and its processor."""
+    from sf_llava.devices import as_dtype
     from sf_llava.llava.loading import load_llava
-    from sf_llava.measure.setup import DTYPES
-    from sf_llava.mini import MINI_LLAVA_DIR
 
     placement: dict[str, Any] = {"device_map": {"": device}}
     if arguments.bits:
         from sf_llava.llava.quantisation import quantisation_config
 
-        placement["quantization_config"] = quantisation_config(arguments.bits, DTYPES[arguments.dtype])
-    model = MINI_LLAVA_DIR if arguments.model == MINI else arguments.model
-    return load_llava(model, dtype=DTYPES[arguments.dtype], tower=arguments.tower, **placement)
+        placement["quantization_config"] = quantisation_config(arguments.bits, as_dtype(arguments.dtype))
+    return load_llava(arguments.model, dtype=arguments.dtype, tower=arguments.tower, **placement)
 
 
 def answer_and_score(

@@ -1,10 +1,10 @@
 """What swapping the tower costs a LLaVA: the mini LLaVA on held-out questions through every tower, side by side.
 
-    python scripts/swap_table.py
+    sf-llava swap-table
         trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation) and with aligned tokens,
         then asks 3,200 image questions through each: three to four hours of a core. What is done is read again, so
         the same command resumes
-    python scripts/swap_table.py --latents 16 --seeds 1 --align set --questions 1000
+    sf-llava swap-table --latents 16 --seeds 1 --align set --questions 1000
         a part of it, in minutes
 
 The kind of alignment is chosen on the validation questions. Expected: a table of accuracy on image questions, share
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava import cli
+from sf_llava.scienceqa import CONTROLS
 
 LATENTS = cli.Number(int, 1, 2**16)
 SEEDS = cli.Number(int, 1, 1000)
 QUESTIONS = cli.Number(int, 2, 10**6)
-CONTROLS = ("blind", "shuffled", "grey")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -45,8 +45,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
     parser.add_argument("--output", default="runs/swap_table", metavar="DIR", help="(%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
-    parser.add_argument("--threads", type=cli.THREADS_OR_AUTO, default=0, help="of the CPU; 0: torch's choice (0)")
-    return parser.parse_args(argv)
+    cli.add_flags(parser, "threads")
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:
@@ -65,19 +65,18 @@ def run(arguments: argparse.Namespace) -> None:
     import transformers
 
     from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
+    from sf_llava.devices import choose_device
     from sf_llava.experiments import swap_table
     from sf_llava.files import write_json
     from sf_llava.llava.loading import load_llava
     from sf_llava.llava.towers import ORIGINAL, POOLED
-    from sf_llava.measure.setup import choose_device
-    from sf_llava.mini import MINI_LLAVA_DIR
     from sf_llava.report import environment
 
     for align in arguments.align:
         parse_alignment(align)  # an unknown name is an error now, not after an hour
     transformers.utils.logging.disable_progress_bar()
     device = choose_device(arguments.device)
-    model, processor = load_llava(MINI_LLAVA_DIR if arguments.model == "mini" else arguments.model)
+    model, processor = load_llava(arguments.model)
     series = swap_table.SwapSeries(
         BootstrapConfig(device=arguments.device, threads=arguments.threads),
         arguments.steps,

@@ -1,8 +1,8 @@
 """Draw where an encoder looks: the paper's Figures 3-7, for any images.
 
-    python scripts/visualize.py
+    sf-llava visualize
         the quickstart's student on four drawn pictures, beside its teacher: three PNG files in runs/visualize
-    python scripts/visualize.py photos/*.jpg --encoder runs/sf-l-clip --output runs/photos
+    sf-llava visualize photos/*.jpg --encoder runs/sf-l-clip --output runs/photos
         the same for your images
 
 Expected: the names of focus.png (input, RoIs of the first, third and last iteration, sampling points), iterations.png
@@ -32,8 +32,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/visualize", metavar="DIR", help="where the pictures go (%(default)s)")
     parser.add_argument("--num-images", type=NUM_IMAGES, default=4, help="drawn pictures to show (%(default)s)")
     parser.add_argument("--seed", type=SEED, default=0, help="which drawn pictures (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="where to run (%(default)s)")
-    arguments = parser.parse_args(argv)
+    cli.add_flags(parser, "device", device="cpu")
+    arguments = cli.parse(parser, argv)
     if len(arguments.images) > NUM_IMAGES.high:
         raise ValueError(f"{len(arguments.images)} images do not fit on one sheet: name at most {NUM_IMAGES.high}")
     return arguments
@@ -41,13 +41,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def open_pictures(arguments: argparse.Namespace) -> "list[Image.Image]":
     """Read the images of the command line, or draw some of both domains of the mini world."""
+    from sf_llava.data import open_images
     from sf_llava.data.images import decode
     from sf_llava.files import read_bytes
-    from sf_llava.mini.world.scenes import MiniImages
 
     if arguments.images:
         return [decode(read_bytes(path), path) for path in arguments.images]
-    world = MiniImages("both", size=2 * arguments.num_images + arguments.seed, split="test")
+    world = open_images("mini-test:both")
     return [world.load(arguments.seed + index) for index in range(arguments.num_images)]
 
 
@@ -76,12 +76,13 @@ def main(argv: list[str]) -> None:
 
     from sf_llava import visualize
     from sf_llava.data.transforms import Preprocessing
-    from sf_llava.measure.setup import QUICKSTART, choose_device, teacher_of
+    from sf_llava.devices import choose_device
+    from sf_llava.measure.setup import ENCODER, teacher_of
     from sf_llava.model.loading import load_encoder
     from sf_llava.teachers import load_teacher
     from sf_llava.teachers.attention import cls_attention
 
-    path = arguments.encoder or QUICKSTART
+    path = arguments.encoder or ENCODER
     device = choose_device(arguments.device)
     encoder = load_encoder(path, device=device)
     config = encoder.config

@@ -1,13 +1,13 @@
 """Zero-shot classification of a teacher and its student in one run.
 
-    python eval/zero_shot.py
+    sf-llava zero-shot
         the mini teacher and the quickstart's student on the drawn world: a table within a minute or two on two cores
-    python eval/zero_shot.py --encoder runs/sf-l-64 --teacher open_clip:ViT-L-14-quickgelu/openai \\
+    sf-llava zero-shot --encoder runs/sf-l-64 --teacher open_clip:ViT-L-14-quickgelu/openai \\
             --data folder:/data/imagenet/val --dtype fp16 --batch-size 256 --workers 12
         ImageNet with its 1,000 names and 80 templates (paper, Table 6: CLIP L/14 75.4, SF-L with 64 tokens 73.6);
         the flat validation folder too, with val.txt or LOC_val_solution.csv beside it. ImageNet-Sketch, -A and -R are
         recognised by their folders; name the classes of ImageNet-V2, parquet and hub sets: --classes imagenet
-    python eval/zero_shot.py --encoder runs/cifar --teacher runs/cifar_clip --data parquet:cifar10/validation.parquet
+    sf-llava zero-shot --encoder runs/cifar --teacher runs/cifar_clip --data parquet:cifar10/validation.parquet
     torchrun --nproc_per_node 8 eval/zero_shot.py ...   identical numbers on eight devices
 
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
@@ -20,12 +20,15 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
 
 if TYPE_CHECKING:
     from sf_llava.zero_shot.run import ZeroShotResult
+
+RESULTS = "results.json"  # in the directory of the output
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -39,18 +42,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--templates", metavar="NAME", help="a class set's, simple, FILE.json or one text with {}")
     parser.add_argument("--batch-size", type=cli.BATCH, default=64, help="images a forward pass (%(default)s)")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda ... (%(default)s: the GPU where there is one)"
-    )
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "fp16", "bf16"], help="of weights (%(default)s)")
-    parser.add_argument("--output", default="runs/zero_shot.json", metavar="FILE", help="results (%(default)s)")
+    parser.add_argument("--output", default="runs/zero_shot", metavar="DIR", help="results go here (%(default)s)")
     parser.add_argument("--cache", default="runs/embeddings", metavar="DIR", help="kept classifiers (%(default)s)")
-    parser.add_argument(
-        "--workers", type=cli.THREADS_OR_AUTO, default=0, help="decoding processes (%(default)s: none besides this one)"
-    )
+    cli.add_flags(parser, "device", "dtype", "workers")
     parser.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="evaluate on N images, drawn by --seed")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="of --limit's draw (%(default)s)")
-    return parser.parse_args(argv)
+    return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:
@@ -61,15 +58,16 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from sf_llava.data import open_labelled
+    from sf_llava.devices import choose_device
     from sf_llava.files import require_writable_file
-    from sf_llava.measure.setup import choose_device, choose_models, load_models
+    from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
     from sf_llava.zero_shot.run import evaluate_zero_shot
     from sf_llava.zero_shot.task import zero_shot_task
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
     started = time.perf_counter()
-    require_writable_file(arguments.output)
+    require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     images = open_labelled(arguments.data)
@@ -148,7 +146,7 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
                 f"{comparison['encoder']}: {pair['encoder']}"
             )
     if settings["encoder"] is None:
-        print("\nthe teacher alone: python scripts/bootstrap_clip.py makes a student, --encoder DIR names one")
+        print("\nthe teacher alone: sf-llava bootstrap makes a student, --encoder DIR names one")
     for note in values["notes"]:
         print(f"\nnote: {note}")
     if result.corrupt:
@@ -156,7 +154,6 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     threads = f", {machine['threads']} thread(s)" if "threads" in machine else ""
     where = f"{settings['dtype']}, batch {settings['batch_size']}, {machine['device']}{threads}"
     print(f"\n{where}; {seconds:.0f} s in all, images/s of the forward pass alone")
-    write_json(
-        settings["output"], values | {"settings": settings, "environment": machine, "seconds": round(seconds, 1)}
-    )
-    print(f"written to {settings['output']}")
+    path = Path(settings["output"]) / RESULTS
+    write_json(path, values | {"settings": settings, "environment": machine, "seconds": round(seconds, 1)})
+    print(f"written to {path}")

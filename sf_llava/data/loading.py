@@ -65,7 +65,7 @@ def _explain(error: Exception, workers: list[BaseProcess], killed: list[int]) ->
     else:
         return error
     return LoadingError(
-        f"{what}: see that the images can be read and memory suffices; fewer --workers need less, and with --workers 0 "
+        f"{what}: see that the images can be read and memory suffices; fewer `workers` need less, and with `workers` 0 "
         "this process reads them itself"
     )
 

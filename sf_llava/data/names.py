@@ -2,7 +2,10 @@
 
 import importlib
 import os
+from collections.abc import Callable
+from typing import Any
 
+from sf_llava.catalogue import IMAGES, LABELLED, Topic
 from sf_llava.data.images import EXTENSIONS, ImageSource, LabelledImages
 
 MODULES = {
@@ -10,10 +13,9 @@ MODULES = {
     "parquet": "sf_llava.data.parquet",
     "webdataset": "sf_llava.data.shards",
     "hub": "sf_llava.data.hub",
-    "mini": "sf_llava.data.drawn",
 }
 VALID = (
-    "folder:PATH, parquet:PATH_OR_GLOB, webdataset:PATTERN, hub:NAME[:SPLIT], mini, mini:diagrams, mini:both, "
+    "folder:PATH, parquet:PATH_OR_GLOB, webdataset:PATTERN, hub:NAME[:SPLIT], {}, "
     "or the path of a folder, a .parquet file or a .tar file"
 )
 
@@ -29,19 +31,31 @@ def open_images(name: str) -> ImageSource:
         ValueError: an unknown name, or a data set without images.
     """
     kind, where = resolve(name)
-    return importlib.import_module(MODULES[kind]).open_images(where)
+    if kind in MODULES:
+        return importlib.import_module(MODULES[kind]).open_images(where)
+    return _registered(IMAGES, kind, name)(where)
 
 
 def open_labelled(name: str) -> LabelledImages:
     """Open a data set by name with its classes, for evaluation. Names and errors as in ``open_images``."""
     kind, where = resolve(name)
-    return importlib.import_module(MODULES[kind]).open_labelled(where)
+    if kind in MODULES:
+        return importlib.import_module(MODULES[kind]).open_labelled(where)
+    return _registered(LABELLED, kind, name)(where)
+
+
+def _registered(topic: Topic, kind: str, name: str) -> Callable[[str], Any]:
+    if (opener := topic.find(kind)) is None:
+        raise ValueError(f"{name} cannot be opened as {topic.what}: expected {VALID.format(topic.usage)}")
+    return opener
 
 
 def resolve(name: str) -> tuple[str, str]:
     """Split a name into its kind and the rest; say what kind of data a bare path holds."""
     kind, colon, where = name.partition(":")
-    if kind in MODULES and (bool(where) or (kind == "mini" and not colon)):
+    if kind in MODULES and where:
+        return kind, where
+    if (IMAGES.find(kind) or LABELLED.find(kind)) and bool(colon) == bool(where):
         return kind, where
     path = os.path.expanduser(name)
     suffix = os.path.splitext(path)[1].lower()
@@ -50,7 +64,7 @@ def resolve(name: str) -> tuple[str, str]:
     if os.path.isdir(path):
         return _kind_of_folder(path), name
     hint = f"; {name} is a file, and only .parquet and .tar files are data sets" if os.path.isfile(path) else ""
-    raise ValueError(f"unknown data set {name!r}{hint}: expected {VALID}")
+    raise ValueError(f"unknown data set {name!r}{hint}: expected {VALID.format(IMAGES.usage)}")
 
 
 def _kind_of_folder(path: str) -> str:

@@ -35,6 +35,6 @@ def hold_out(source: ImageSource, count: int, seed: int) -> tuple[ImageSource, S
     """
     count = min(count, len(source) // 10)
     if count < 1:
-        raise ValueError(f"{len(source)} images are too few to hold any out for validation; name them with --val-data")
+        raise ValueError(f"{len(source)} images are too few to hold any out for validation; name them with `val_data`")
     order = torch.randperm(len(source), generator=generator_of(seed)).numpy()
     return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))

@@ -19,6 +19,7 @@ from sf_llava.demo.conversation import CLIP, SPARSEFORMER, Answer, Turn, as_mess
 from sf_llava.demo.uploads import Picture, RefusedError
 from sf_llava.llava import Swap, restore, swap
 from sf_llava.llava.host import embed_prompts, new_cache
+from sf_llava.llava.reading import see
 from sf_llava.llava.tokens import harmless
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
@@ -74,7 +75,7 @@ class Engine:
     ) -> None:
         self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
         if processor.chat_template is None:
-            raise ValueError("the model's processor has no chat template: name one with --conversation (llava_v1)")
+            raise ValueError("the model's processor has no chat template: name one with `conversation` (llava_v1)")
         projector = next(model.model.multi_modal_projector.parameters())
         self.encoders: dict[int, SparseFormerModel] = {}  # by the number of latents
         for encoder in encoders:
@@ -114,12 +115,12 @@ class Engine:
             pixels = images(picture.image, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
             wanted = {"output_sampling_points": True} if encoder is not None else {}
             start = self._now()
-            output = self.model.get_image_features(pixels, **wanted)
+            seen = see(self.model, pixels, None, **wanted)
             milliseconds = 1e3 * (self._now() - start)
         (square,) = pictures_from_pixels(pixels, images.image_mean, images.image_std)
-        view = View(output.pooler_output[0], milliseconds, square)
+        view = View(seen.features[0], milliseconds, square)
         if encoder is not None:
-            view.rois, view.points = output.rois[0].cpu(), output.sampling_points[0].cpu()
+            view.rois, view.points = seen.outputs.rois[0].cpu(), seen.outputs.sampling_points[0].cpu()
         picture.views[key] = view
         return view, False
 

@@ -1,14 +1,10 @@
-"""Example pictures and questions: diagrams of the drawn world, worded as the embedded LLaVA knows them."""
+"""Example pictures and questions, of the drawn world, worded as the embedded LLaVA knows them."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from sf_llava.mini.questions.sets import draw_picture, kind_of, picture_problems
-from sf_llava.scienceqa.data import ask
-
-CHOSEN = ((12, "relation"), (4, "extreme"), (18, "marker"), (38, "arrow"))  # pictures for testing, kinds
+from sf_llava.catalogue import EXAMPLES
+from sf_llava.scienceqa.problems import ask
 
 
 @dataclass(frozen=True)
@@ -22,11 +18,11 @@ class Example:
 
 def write_examples(folder: Path) -> list[Example]:
     """Draw the example pictures into ``folder``."""
+    opener = EXAMPLES.find("mini")
+    assert opener is not None, "the drawn world registers itself"
     examples = []
-    for index, kind in CHOSEN:
-        scene = draw_picture(index, "test")
-        problem = next(found for found in picture_problems(scene, index, "test") if kind_of(found.id) == kind)
-        path = folder / f"{scene.kind} {index}.png"
-        Image.fromarray(scene.image).save(path)
+    for name, image, problem in opener():
+        path = folder / f"{name}.png"
+        image.save(path)
         examples.append(Example(path, problem.question, ask(problem)))
     return examples

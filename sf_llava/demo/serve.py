@@ -30,7 +30,7 @@ def listen(host: str, port: int | None) -> socket.socket:
     except (OSError, UnicodeError):
         found = []
     if not found:
-        raise ValueError(f"--host {host!r} is no name or address of this machine: 127.0.0.1 or 0.0.0.0 always are")
+        raise ValueError(f"`host` {host!r} is no name or address of this machine: 127.0.0.1 or 0.0.0.0 always are")
     problem: OSError | None = None
     for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + TRIES):
         for family, kind, _, _, address in found:
@@ -46,7 +46,7 @@ def listen(host: str, port: int | None) -> socket.socket:
                 if error.errno == errno.EADDRINUSE:  # not at this name's next address: a browser might take the first
                     break
     ports = f"port {port}" if port is not None else f"a port from {FIRST_PORT} to {FIRST_PORT + TRIES - 1}"
-    raise OSError(f"cannot listen at {ports} of {host}: {problem.strerror}; name another one with --port") from problem
+    raise OSError(f"cannot listen at {ports} of {host}: {problem.strerror}; name another one with `port`") from problem
 
 
 def address(host: str, port: int) -> str:

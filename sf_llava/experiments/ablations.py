@@ -247,15 +247,14 @@ def draw_labelled(folder: Path, size: int = 12_800) -> str:
 
     The folders' order is that of the classes (``mini`` with labels is the test split, which must not be trained on).
     """
-    from sf_llava.mini.world.scenes import MiniLabelledImages
 
     def fill(path: Path) -> None:
-        world = MiniLabelledImages("both", size, split="train")
+        world = open_labelled("mini-train:both")
         for index in range(size):
             label = world.labels[index]
             place = path / f"{label:02} {world.class_names[label]}" / f"{index:05}.png"
             place.parent.mkdir(exist_ok=True)
-            world.load(index).save(place, compress_level=1)
+            world.source.load(index).save(place, compress_level=1)
 
     if not folder.exists():
         files.write_directory(folder, fill)

@@ -32,7 +32,7 @@ class Student:
         num_latents: N.
         seed: of its bootstrap.
         continued: with the ScienceQA continuation.
-        align: ``--align`` of the continuation, None for the paper's loss alone.
+        align: ``align`` of the continuation, None for the paper's loss alone.
     """
 
     num_latents: int
@@ -126,7 +126,7 @@ class SwapSeries:
         if (folder / "score.json").exists():
             known = files.read_json_object(folder / "score.json")
             if known.get("settings") != settings:
-                raise ValueError(f"{folder} holds answers of other settings: name another --output, or remove it")
+                raise ValueError(f"{folder} holds answers of other settings: name another `output`, or remove it")
             return known
         data = self._open(split)
         tower = self.train(student) if isinstance(student, Student) else student
@@ -149,7 +149,7 @@ class SwapSeries:
         return result
 
     def choose_alignment(self, candidates: Sequence[str], num_latents: int, seed: int) -> dict[str, dict[str, Any]]:
-        """Score the candidates for ``--align`` on the validation split, by name; the best one comes first."""
+        """Score the candidates for ``align`` on the validation split, by name; the best one comes first."""
         if len(candidates) == 1:
             return {candidates[0]: {}}
         scores = {align: self.ask(Student(num_latents, seed, True, align), "validation") for align in candidates}

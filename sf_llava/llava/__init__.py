@@ -15,8 +15,11 @@ import sf_llava.model  # noqa: E402, F401 (registers)
 _MODULES = {
     "swap": "sf_llava.llava.swapping",
     "restore": "sf_llava.llava.swapping",
+    "swapped": "sf_llava.llava.swapping",
     "Swap": "sf_llava.llava.swapping",
     "generate_in_place": "sf_llava.llava.positions",
+    "Reading": "sf_llava.llava.reading",
+    "load_llava": "sf_llava.llava.loading",
     "count_patches": "sf_llava.llava.tokens",
     "build_processor": "sf_llava.llava.tokens",
     "count_image_tokens": "sf_llava.llava.tokens",

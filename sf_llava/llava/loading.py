@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from sf_llava.catalogue import LLAVAS
+from sf_llava.devices import as_dtype
 from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.original_tokens import load_tokenizer
@@ -61,7 +63,7 @@ def _read_raw_config(path: str | Path) -> dict[str, Any]:
 def load_llava(
     path: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     tower: str | Path | None = None,
     conversation: str = "vicuna_v1",
     **placement: Any,
@@ -69,8 +71,9 @@ def load_llava(
     """Load a LLaVA in either format, with a processor whose images are bit-equal to the original code's.
 
     Args:
-        path: a directory in transformers' or the llava package's format, or a name on the hub.
-        dtype: of all weights; RoIs and rotary frequencies stay float32.
+        path: a directory in transformers' or the llava package's format, a name on the hub, or ``mini``, the small one
+            that ships.
+        dtype: of all weights, or its name (fp32, fp16, bf16); RoIs and rotary frequencies stay float32.
         tower: for original directories: where the tower's config and, if the directory lacks them, weights are;
             ``mm_vision_tower`` of the config by default.
         conversation: for original directories: the chat template of the processor.
@@ -83,7 +86,9 @@ def load_llava(
         ValueError: weights are missing, the directory describes a LLaVA that transformers' class cannot be, or a
             ``tower`` is named for one in transformers' format.
     """
-    raw = _read_raw_config(path)
+    if (registered := LLAVAS.find(str(path))) is not None:
+        path = registered()
+    raw, dtype = _read_raw_config(path), as_dtype(dtype)
     if Path(path).is_dir():
         check_model_directory(path)
     if "mm_vision_tower" not in raw:
@@ -127,7 +132,7 @@ def convert_llava(
     source: str | Path,
     output: str | Path,
     *,
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | str = torch.float16,
     tower: str | Path | None = None,
     conversation: str = "vicuna_v1",
 ) -> LlavaForConditionalGeneration:

@@ -56,7 +56,7 @@ class Tower:
         except Exception as error:  # each weights format has errors of its own for a broken file
             raise ValueError(
                 f"the directory has no weights of its vision tower and {self.name} cannot be loaded ({reason(error)}): "
-                "name a local copy of the tower (--tower DIR)"
+                "name a local copy of the tower (`tower` DIR)"
             ) from error
         if missing := sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])}):
             raise ValueError(f"{self.name} lacks weights of the vision tower: {some(missing)}")
@@ -90,7 +90,7 @@ def describe_tower(name: str, directory: str, pad: bool) -> Tower:
         except Exception as error:  # nothing there, or values of other types
             raise ValueError(
                 f"the vision tower {name} of {directory} is no local directory and cannot be loaded: name a local copy "
-                "(--tower DIR)"
+                "(`tower` DIR)"
             ) from error
         file = Path(name) / "preprocessor_config.json"
         with read_by_transformers(file):

@@ -1,12 +1,17 @@
 """Put a SparseFormer in the place of a loaded LLaVA's vision tower, and take it out again.
 
-    swapped = swap(model, processor, "path/to/encoder")     # model.generate(...) now sees through the SparseFormer
-    restore(swapped)                                        # the old tower is back, bit for bit
+    with swapped(model, processor, "path/to/encoder"):      # model.generate(...) sees through the SparseFormer
+        ...                                                 # behind it the old tower is back, bit for bit
+
+    record = swap(model, processor, "path/to/encoder")      # the same, for as long as you like
+    restore(record)
 
 Projector and LLM are left as they are: the encoder speaks the language of the CLIP it was bootstrapped from.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +90,7 @@ def swap(
     encoder = _cast(encoder, interface.dtype)
     old_tower = model.model.vision_tower
     others = _mark(model, excluded=old_tower)
-    swapped = Swap(
+    record = Swap(
         model=model,
         processor=processor,
         encoder=encoder,
@@ -100,17 +105,35 @@ def swap(
     )
     strategy = model.config.vision_feature_select_strategy
     encoder.to(interface.device)
-    if swapped.hooked:
+    if record.hooked:
         add_hook_to_module(encoder, AlignDevicesHook(execution_device=interface.device))
     model.model.vision_tower = encoder
     model.config.vision_config = copy.deepcopy(encoder.config)
     model.config.image_seq_length = count_image_tokens(encoder.config, strategy)
     fit_processor(processor, images, encoder.config, strategy)
     assert _mark(model, excluded=encoder) == others, "the swap touched weights outside the vision tower"
-    return swapped
+    return record
 
 
-def restore(swapped: Swap) -> None:
+@contextmanager
+def swapped(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, encoder: SparseFormerModel | str | Path
+) -> Iterator[Swap]:
+    """Look through ``encoder`` while the context is open; arguments and errors as of :func:`swap`.
+
+    The old tower comes back whatever ends the block.
+
+    Returns:
+        Yields the record of the swap: ``vision_config`` of the tower that was taken out, ``encoder`` of that in place.
+    """
+    record = swap(model, processor, encoder)
+    try:
+        yield record
+    finally:
+        restore(record)
+
+
+def restore(record: Swap) -> None:
     """Put the original vision tower back; model and processor are then what they were before :func:`swap`.
 
     Where the model was cast, moved, or set to train or eval in the meantime, the tower follows.
@@ -119,18 +142,18 @@ def restore(swapped: Swap) -> None:
         ValueError: the encoder of this swap is not the tower in place (restored already, or swapped once more), PEFT
             holds a copy of it, or the original tower was changed.
     """
-    model, processor = swapped.model, swapped.processor
+    model, processor = record.model, record.processor
     find_llava(model, to_change=True)
-    _check_in_place(model.model.vision_tower, swapped.encoder)
-    if _mark(swapped.tower) != swapped.tower_marks:
+    _check_in_place(model.model.vision_tower, record.encoder)
+    if _mark(record.tower) != record.tower_marks:
         raise ValueError("the original vision tower was changed while it was out of the model: load the model again")
-    _follow(swapped, find_interface(model))
-    if swapped.hooked:
-        remove_hook_from_module(swapped.encoder)
-    model.model.vision_tower = swapped.tower
-    model.config.vision_config = swapped.vision_config
-    model.config.image_seq_length = swapped.image_seq_length
-    for name, value in swapped.processor_fields.items():
+    _follow(record, find_interface(model))
+    if record.hooked:
+        remove_hook_from_module(record.encoder)
+    model.model.vision_tower = record.tower
+    model.config.vision_config = record.vision_config
+    model.config.image_seq_length = record.image_seq_length
+    for name, value in record.processor_fields.items():
         setattr(processor, name, value)
 
 
@@ -201,22 +224,22 @@ def _check_in_place(tower: nn.Module, encoder: SparseFormerModel) -> None:
     if any(part is encoder for part in tower.modules()):
         raise ValueError(
             f"the encoder is inside {type(tower).__name__}, which holds trained weights of its own: keep those, set "
-            "swapped.model.model.vision_tower = swapped.encoder, then restore"
+            "record.model.model.vision_tower = record.encoder, then restore"
         )
     raise ValueError(
         "this swap is not in place: it was restored already, or a later swap must be restored first, or another tower "
-        "was put there (set swapped.model.model.vision_tower = swapped.encoder, then restore)"
+        "was put there (with the swap's record: set record.model.model.vision_tower = record.encoder, then restore)"
     )
 
 
-def _follow(swapped: Swap, now: Interface) -> None:
+def _follow(record: Swap, now: Interface) -> None:
     """Cast and move the tower that was out of the model as the model was cast and moved since."""
-    if now.dtype != swapped.interface.dtype:
-        swapped.tower.to(now.dtype)
-    if now.device != swapped.interface.device:
-        swapped.tower.to(now.device)
-    if swapped.model.training != swapped.training:
-        swapped.tower.train(swapped.model.training)
+    if now.dtype != record.interface.dtype:
+        record.tower.to(now.dtype)
+    if now.device != record.interface.device:
+        record.tower.to(now.device)
+    if record.model.training != record.training:
+        record.tower.train(record.model.training)
 
 
 def _mark(module: nn.Module, excluded: nn.Module | None = None) -> dict[str, tuple[int, int]]:

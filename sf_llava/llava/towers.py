@@ -10,7 +10,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.llava.host import find_llava
 from sf_llava.llava.pooling import pooled
-from sf_llava.llava.swapping import restore, swap
+from sf_llava.llava.swapping import swapped
 from sf_llava.llava.tokens import complete_processor, count_patches
 
 ORIGINAL, POOLED, SWAPPED = "original", "pooled", "swapped"
@@ -76,8 +76,6 @@ def tower_in_place(
         with pooled(model, processor):
             yield num_patches
     else:
-        swapped = swap(model, processor, tower.encoder)
-        try:
+        assert tower.encoder is not None, "a swapped tower has an encoder"
+        with swapped(model, processor, tower.encoder):
             yield num_patches
-        finally:
-            restore(swapped)

@@ -18,10 +18,9 @@ from sf_llava.data.arrow import ArrowImages
 from sf_llava.data.folder import FolderImages
 from sf_llava.data.shards import ShardImages
 from sf_llava.data.subset import Subset
-from sf_llava.measure.encoders import Encoder, EncodingPass, share
+from sf_llava.measure.encoders import Advance, Encoder, EncodingPass, ignore, share
 from sf_llava.measure.store import EmbeddingStore, digest_texts, fingerprint
 from sf_llava.teachers.base import Teacher
-from sf_llava.zero_shot.task import Advance, ignore
 
 TEXTS_AT_ONCE = 256
 

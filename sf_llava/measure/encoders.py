@@ -17,9 +17,13 @@ from sf_llava.data import CorruptImageError, ImageSource
 from sf_llava.data.loading import wait_of, watch
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.teachers.base import Teacher
-from sf_llava.zero_shot.task import Advance, ignore
 
 Outputs = list[tuple[Tensor, Tensor | None]]
+Advance = Callable[[int], None]
+
+
+def ignore(count: int) -> None:
+    """Advance no progress bar."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """The embedded default: a drawn world of shapes, and the small models trained on it.
 
-world.py draws (photos.py and diagrams.py paint on canvas.py with the masks of shapes.py), captions.py puts it into
-words; clip_teacher.py and clip_cifar10.py train small CLIPs (model in clip_model.py, loop in clip_training.py);
-questions.py asks about diagrams (picture_questions.py) and texts (text_questions.py) in ScienceQA's form, and
-llava_training.py trains the LLaVA of llava_model.py to answer.
+world/ draws it and puts it into words, questions/ asks about it in ScienceQA's form, training/ made the models that
+ship in clip/ and llava/. Nobody imports this package: it registers itself in the catalogue, under the name ``mini``.
 """
 
 from pathlib import Path
 
+from sf_llava.mini import registration
+
 MINI_CLIP_DIR = Path(__file__).parent / "clip"
 MINI_LLAVA_DIR = Path(__file__).parent / "llava"
+
+registration.register(MINI_CLIP_DIR, MINI_LLAVA_DIR)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sf_llava import files
 from sf_llava.configuration import SparseFormerConfig
+from sf_llava.devices import as_dtype
 from sf_llava.model import SparseFormerModel
 from sf_llava.weights.weight_files import WeightFiles, find_weights, read_shapes
 
@@ -34,7 +35,7 @@ def find_encoder(path: str | Path, variant: str | None = None) -> Path:
     raise ValueError(
         f"no encoder at {path}: expected a directory with config.json and model.safetensors (or its shards, or "
         f"pytorch_model.bin{f'; variant {variant}' if variant else ''}), a run with encoder/, or a name whose snapshot "
-        "lies in the hub's cache; python scripts/bootstrap_clip.py makes one, hf download fetches one"
+        "lies in the hub's cache; sf-llava bootstrap makes one, hf download fetches one"
     )
 
 
@@ -51,7 +52,7 @@ def _cached(name: str) -> Path | None:
 def load_encoder(
     path: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
     variant: str | None = None,
 ) -> SparseFormerModel:
@@ -61,7 +62,7 @@ def load_encoder(
 
     Args:
         path: encoder or run directory, or a hub name whose snapshot lies in the cache.
-        dtype: of weights and features; geometry stays float32.
+        dtype: of weights and features, or its name (fp32, fp16, bf16); geometry stays float32.
         device: where it goes.
         variant: ``fp16`` for ``model.fp16.safetensors``; default: the weights without a variant, or the only one.
 
@@ -77,7 +78,7 @@ def load_encoder(
         model = SparseFormerModel.from_pretrained(
             path,
             config=config,
-            dtype=dtype,
+            dtype=as_dtype(dtype),
             variant=weights.variant,
             use_safetensors=weights.is_safetensors,
             local_files_only=True,

@@ -9,7 +9,7 @@ from typing import Any
 from sf_llava import files
 from sf_llava.data.folder import FolderImages
 from sf_llava.data.images import PackedStrings
-from sf_llava.retrieval.captions import CAPTIONS_AN_IMAGE, CaptionedImages, check_unique, gather
+from sf_llava.retrieval.pairs import CAPTIONS_AN_IMAGE, CaptionedImages, check_unique, gather
 
 SPLIT = "test"
 KARPATHY_TEST_IMAGES = {"coco": 5000, "flickr30k": 1000}
@@ -111,7 +111,7 @@ def _find_images(path: str, names: list[list[str]], folders: Sequence[str]) -> F
         looked = ", ".join(str(root) for root in roots[:4]) + (" ..." if len(roots) > 4 else "")
         raise ValueError(
             f"{len(missing):,} of {len(names):,} images of {path} are missing ({', '.join(missing[:3])}"
-            f"{' ...' if len(missing) > 3 else ''}); looked in {looked}. Name the folders that hold them with --images"
+            f"{' ...' if len(missing) > 3 else ''}); looked in {looked}. Name the folders that hold them with `images`"
         )
     paths = [os.path.abspath(file) for file in found]
     root = os.path.commonpath([os.path.dirname(file) for file in paths])

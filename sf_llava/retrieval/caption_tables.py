@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sf_llava.data import hub, parquet
 from sf_llava.data.arrow import ArrowImages, find_image_column
 from sf_llava.data.subset import Subset
-from sf_llava.retrieval.captions import CaptionedImages, gather
+from sf_llava.retrieval.pairs import CaptionedImages, gather
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,13 +16,12 @@ from torch import Tensor
 from sf_llava.data import CorruptImageError
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.measure.embeddings import embed_images, embed_texts
-from sf_llava.measure.encoders import Encoder
+from sf_llava.measure.encoders import Advance, Encoder, ignore
 from sf_llava.measure.intervals import paired_bootstrap_interval, paired_difference_interval, wilson_interval
 from sf_llava.measure.store import EmbeddingStore
 from sf_llava.retrieval.captions import CaptionedImages
 from sf_llava.retrieval.scoring import caption_ranks, image_ranks, recall_at_k, sum_by_image
 from sf_llava.teachers.base import Teacher
-from sf_llava.zero_shot.task import Advance, ignore
 
 KS = (1, 5, 10)
 DIRECTIONS = {"image_to_text": "I2T", "text_to_image": "T2I"}

@@ -8,18 +8,18 @@ be described.
 
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from sf_llava.catalogue import QUESTIONS
 from sf_llava.data.images import CorruptImageError, decode
 from sf_llava.files import read_bytes, read_json
 from sf_llava.scienceqa.picture_columns import NAMES as PICTURE_NAMES
 from sf_llava.scienceqa.predictions import read_predictions
-from sf_llava.scienceqa.problems import LETTERS, Problem, ask, explain, is_missing, read_id, read_problem
+from sf_llava.scienceqa.problems import LETTERS, Problem, ScienceQA, ask, explain, is_missing, read_id, read_problem
 
 __all__ = [
     "LETTERS",
@@ -33,39 +33,7 @@ __all__ = [
     "shuffle_images",
 ]
 
-VALID = "the folder that holds problems.json, pid_splits.json and images/, parquet:PATH_OR_GLOB, hub:NAME, or mini[:N]"
-
-
-@dataclass(frozen=True)
-class ScienceQA:
-    """The problems of one split, in the published order, and a way to their pictures.
-
-    Attributes:
-        name: of the data.
-        split: of the problems.
-        problems: in order.
-        read_image: reads the picture of a problem that has one.
-    """
-
-    name: str
-    split: str
-    problems: list[Problem]
-    read_image: Callable[[Problem], Image.Image]
-
-    def __post_init__(self) -> None:
-        seen: set[str] = set()
-        for problem in self.problems:
-            if problem.id in seen:
-                raise ValueError(f"{self.name}: problem {problem.id} is in split {self.split} twice")
-            seen.add(problem.id)
-
-    def load_image(self, problem: Problem) -> Image.Image:
-        """Load the RGB picture of a problem that has one.
-
-        Raises:
-            CorruptImageError: the file is missing or unreadable; the message names problem and file.
-        """
-        return self.read_image(problem)
+VALID = "the folder that holds problems.json, pid_splits.json and images/, parquet:PATH_OR_GLOB, hub:NAME"
 
 
 def open_scienceqa(name: str, split: str = "test") -> ScienceQA:
@@ -75,17 +43,15 @@ def open_scienceqa(name: str, split: str = "test") -> ScienceQA:
         ValueError: unknown name or split, or files that do not hold what they should; the message says what.
     """
     kind, _, where = name.partition(":")
-    if kind in ("mini", "mini-described"):
-        from sf_llava.mini.questions.sets import open_questions
-
-        return open_questions(split, where, described=kind == "mini-described")
+    if (registered := QUESTIONS.find(kind)) is not None:
+        return registered(where, split)
     if kind in ("parquet", "hub") and where:
         from sf_llava.scienceqa.problem_tables import open_table
 
         return open_table(name, kind, where, split)
     path = Path(name).expanduser()
     if not path.is_dir():
-        raise ValueError(f"no ScienceQA data at {name!r}: expected {VALID}")
+        raise ValueError(f"no ScienceQA data at {name!r}: expected {VALID}, {QUESTIONS.usage}")
     return open_published(path / "problems.json", path / "pid_splits.json", path / "images", split)
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sf_llava.data.paths import find_files
-from sf_llava.scienceqa.data import ScienceQA
 from sf_llava.scienceqa.picture_columns import find_pictures, read_picture
-from sf_llava.scienceqa.problems import Problem, read_id, read_problem
+from sf_llava.scienceqa.problems import Problem, ScienceQA, read_id, read_problem
 
 if TYPE_CHECKING:
     from datasets import Dataset

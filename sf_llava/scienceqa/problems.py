@@ -5,11 +5,13 @@ import io
 import json
 import math
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, SupportsInt
+
+from PIL import Image
 
 from sf_llava.scienceqa.scoring import LETTERS
 
@@ -212,3 +214,40 @@ def explain(problem: Problem) -> str:
     answer = f"The answer is {LETTERS[problem.answer]}." if problem.choices else ""
     text = f"{problem.lecture} {problem.solution} {answer}"
     return text.replace("  ", " ").strip()
+
+
+@dataclass(frozen=True)
+class ScienceQA:
+    """The problems of one split, in the published order, and a way to their pictures.
+
+    Attributes:
+        name: of the data.
+        split: of the problems.
+        problems: in order.
+        read_image: reads the picture of a problem that has one.
+    """
+
+    name: str
+    split: str
+    problems: list[Problem]
+    read_image: Callable[[Problem], Image.Image]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for problem in self.problems:
+            if problem.id in seen:
+                raise ValueError(f"{self.name}: problem {problem.id} is in split {self.split} twice")
+            seen.add(problem.id)
+
+    def load_image(self, problem: Problem) -> Image.Image:
+        """Load the RGB picture of a problem that has one.
+
+        Raises:
+            CorruptImageError: the file is missing or unreadable; the message names problem and file.
+        """
+        return self.read_image(problem)
+
+
+def kind_of(id: str) -> str:
+    """Read the kind of a question off its id, which ends in it in the drawn world (``mini-test-12-colour``)."""
+    return id.rsplit("-", 1)[-1]

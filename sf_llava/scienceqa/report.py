@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sf_llava.mini.questions.sets import kind_of
 from sf_llava.report import print_table
+from sf_llava.scienceqa.problems import kind_of
 
 
 def print_scores(title: str, scores: Sequence[tuple[str, dict[str, Any]]]) -> None:

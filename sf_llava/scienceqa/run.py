@@ -21,11 +21,11 @@ from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.positions import generate_in_place
 from sf_llava.llava.tokens import encode_prompts, harmless
 from sf_llava.measure.store import digest_texts, digest_weights
+from sf_llava.scienceqa import CONTROLS
 from sf_llava.scienceqa.data import ScienceQA, shuffle_images
 from sf_llava.scienceqa.predictions import read_log
 from sf_llava.scienceqa.problems import Problem, ask
 
-CONTROLS = ("blind", "shuffled", "grey")
 GREY = (128, 128, 128)
 ANSWERS = "answers.jsonl"
 
@@ -61,7 +61,7 @@ class Answerer:
         """The chat template in use."""
         name = self.generation.conversation
         if name is None and self.processor.chat_template is None:
-            raise ValueError("the model's processor has no chat template: name one with --conversation (llava_v1)")
+            raise ValueError("the model's processor has no chat template: name one with `conversation` (llava_v1)")
         return self.processor.chat_template if name is None else chat_template(name)
 
     def prompt(self, problem: Problem, has_image: bool) -> str:
@@ -79,7 +79,7 @@ class Answerer:
         text = harmless(self.processor, text)
         content = [{"type": "image"}] * has_image + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
-        hint = "name another with --conversation (llava_v1, vicuna_v1)"
+        hint = "name another with `conversation` (llava_v1, vicuna_v1)"
         template = self.template()
         try:
             prompt = self.processor.apply_chat_template(
@@ -200,7 +200,7 @@ def _answer_batch(
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"out of memory with {len(batch)} questions at once (the first: problem {batch[0].id}): ask fewer at a "
-            "time with --batch-size, into another --output, for an answer depends a little on its batch"
+            "time with `batch_size`, into another `output`, for an answer depends a little on its batch"
         ) from error
     return {problem.id: answer for problem, answer in zip(batch, answers, strict=True)}
 
@@ -251,7 +251,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     """Write down what the answers in ``output`` depend on, or check it against what is written there."""
     file = output / "run.json"
     settings = json.loads(json.dumps(settings))
-    way_out = "name another --output, or remove it"
+    way_out = "name another `output`, or remove it"
     if not file.is_file():
         if kept := _logs(output):
             raise ValueError(f"{kept[0]} holds answers, but no {file.name} beside it says of which run: {way_out}")

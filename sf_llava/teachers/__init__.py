@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sf_llava.catalogue import TEACHERS
+from sf_llava.devices import as_dtype
 from sf_llava.files import read_json_object
-from sf_llava.mini import MINI_CLIP_DIR
 
 if TYPE_CHECKING:
     from sf_llava.teachers.base import Teacher
@@ -17,14 +18,14 @@ NAMES = (
 )
 
 
-def load_teacher(name: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> "Teacher":
+def load_teacher(name: str, *, dtype: "torch.dtype | str" = "fp32", device: "str | torch.device" = "cpu") -> "Teacher":
     """Load a frozen teacher.
 
     Args:
         name: ``mini`` (the embedded default), ``open_clip:ViT-L-14-quickgelu/openai``, ``open_clip:MODEL/FILE``,
             ``transformers:openai/clip-vit-large-patch14``, ``transformers:DIR``,
             ``timm:vit_base_patch16_224.augreg_in21k_ft_in1k``, ``timm:MODEL/FILE``, or a directory.
-        dtype: of its parameters and outputs.
+        dtype: of its parameters and outputs, or its name (fp32, fp16, bf16).
         device: where it goes.
 
     Raises:
@@ -38,15 +39,13 @@ def load_teacher(name: str, *, dtype: torch.dtype = torch.float32, device: str |
         from sf_llava.teachers import transformers_teacher as adapter
     else:
         from sf_llava.teachers import timm_teacher as adapter
-    return adapter.load(name, spec, dtype).to(device)
+    return adapter.load(name, spec, as_dtype(dtype)).to(device)
 
 
 def _parse(name: str) -> tuple[str, str]:
     """Split a teacher's name into its family and what that family's adapter reads."""
-    if name == "mini":
-        if not (MINI_CLIP_DIR / "config.json").is_file():
-            raise ValueError(f"the mini teacher is not in {MINI_CLIP_DIR}; make it: python scripts/train_mini.py clip")
-        return "transformers", str(MINI_CLIP_DIR)
+    if (registered := TEACHERS.find(name)) is not None:
+        name = registered()
     family, _, spec = name.partition(":")
     if family in ("open_clip", "transformers", "timm"):
         if not spec:

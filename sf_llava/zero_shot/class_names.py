@@ -4,13 +4,14 @@ ImageNet's curated names and OpenAI's 80 templates come from open_clip, synset i
 CIFAR-10's names and 18 templates are those of OpenAI's CLIP notebook.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
+from sf_llava.catalogue import CLASSES
 from sf_llava.files import read_json
+from sf_llava.teachers.imagenet import imagenet_prompts, part_ids, synset_ids
 
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -38,42 +39,44 @@ class ClassSet:
     ids: tuple[str, ...] = ()
 
 
-def imagenet() -> ClassSet:
-    """ImageNet-1K: 1,000 names and 80 templates of OpenAI's CLIP, in the order of the sorted synset ids."""
-    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
-
-    templates = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-    return ClassSet("imagenet", tuple(IMAGENET_CLASSNAMES), templates, synset_ids(1000))
-
-
-def imagenet_part(name: str) -> ClassSet:
-    """The 200 classes of ``imagenet-a`` or ``imagenet-r``, with ImageNet's names and prompts."""
-    whole = imagenet()
-    ids = resources.files("timm.data").joinpath(f"_info/{name.replace('-', '_')}_synsets.txt").read_text().split()
-    name_of = dict(zip(whole.ids, whole.class_names, strict=True))
-    return ClassSet(name, tuple(name_of[synset] for synset in ids), whole.templates, tuple(ids))
-
-
 def cifar10() -> ClassSet:
     """CIFAR-10: 10 names and 18 templates of OpenAI's CLIP."""
     return ClassSet("cifar10", CIFAR10_CLASS_NAMES, CIFAR10_TEMPLATES)
 
 
-def mini() -> ClassSet:
-    """The drawn world's 64 classes."""
-    from sf_llava.mini.world.captions import TEMPLATES
-    from sf_llava.mini.world.shapes import CLASS_NAMES
+def imagenet() -> ClassSet:
+    """ImageNet-1K: 1,000 names and 80 templates of OpenAI's CLIP, in the order of the sorted synset ids."""
+    names, templates = imagenet_prompts()
+    return ClassSet("imagenet", names, templates, synset_ids(1000))
 
-    return ClassSet("mini", tuple(CLASS_NAMES), tuple(TEMPLATES))
+
+def imagenet_part(name: str) -> ClassSet:
+    """The 200 classes of ``imagenet-a`` or ``imagenet-r``, with ImageNet's names and prompts."""
+    whole, ids = imagenet(), part_ids(name)
+    name_of = dict(zip(whole.ids, whole.class_names, strict=True))
+    return ClassSet(name, tuple(name_of[synset] for synset in ids), whole.templates, ids)
 
 
 CLASS_SETS: dict[str, Callable[[], ClassSet]] = {
-    "mini": mini,
     "cifar10": cifar10,
     "imagenet": imagenet,
     "imagenet-a": partial(imagenet_part, "imagenet-a"),
     "imagenet-r": partial(imagenet_part, "imagenet-r"),
 }
+
+
+def _find(name: str) -> Callable[[], ClassSet] | None:
+    return CLASS_SETS.get(name) or CLASSES.find(name)
+
+
+def class_sets() -> Iterator[ClassSet]:
+    """Give all class sets, registered ones first; each is made when it is asked for."""
+    return (make() for make in (*CLASSES.openers, *CLASS_SETS.values()))
+
+
+def names_of_sets() -> str:
+    """List the names of all class sets."""
+    return ", ".join(filter(None, (CLASSES.usage, *CLASS_SETS)))
 
 
 def class_set(name: str) -> ClassSet:
@@ -86,11 +89,11 @@ def class_set(name: str) -> ClassSet:
     Raises:
         ValueError: an unknown name, a file of another kind, a blank class name.
     """
-    if name in CLASS_SETS:
-        return CLASS_SETS[name]()
+    if (known := _find(name)) is not None:
+        return known()
     path = Path(name).expanduser()
     if not path.is_file():
-        raise ValueError(f"unknown classes {name!r}; expected {', '.join(CLASS_SETS)} or a JSON file of class names")
+        raise ValueError(f"unknown classes {name!r}; expected {names_of_sets()} or a JSON file of class names")
     content = read_json(path)
     if isinstance(content, list):
         content = {"class_names": content}
@@ -105,28 +108,20 @@ def class_set(name: str) -> ClassSet:
 
 def templates_named(name: str) -> tuple[str, ...]:
     """Give templates by name: those of a class set, ``simple``, a JSON file of them, or one template itself."""
-    if name in CLASS_SETS:
-        return CLASS_SETS[name]().templates
+    if (known := _find(name)) is not None:
+        return known().templates
     if name == "simple":
         return SIMPLE_TEMPLATES
     if "{}" in name:
         return (name,)
     path = Path(name).expanduser()
     if not path.is_file():
-        valid = f"{', '.join(CLASS_SETS)}, simple, a JSON file, or a text with {{}} in it"
+        valid = f"{names_of_sets()}, simple, a JSON file, or a text with {{}} in it"
         raise ValueError(f"unknown templates {name!r}; expected {valid}")
     content = read_json(path)
     if not _is_list_of_texts(content):
         raise ValueError(f"{path} must hold a list of templates, each with one {{}}")
     return tuple(content)
-
-
-def synset_ids(num_classes: int) -> tuple[str, ...]:
-    """List the synset ids behind a classifier of ImageNet-1K or one of its larger versions; empty for other sizes."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    subset = infer_imagenet_subset({"num_classes": num_classes})
-    return tuple(ImageNetInfo(subset).label_names()) if subset else ()
 
 
 def _is_list_of_texts(value: object) -> bool:

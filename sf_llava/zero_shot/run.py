@@ -14,10 +14,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from sf_llava.measure.encoders import Encoder, EncodingPass, share
+from sf_llava.measure.encoders import Advance, Encoder, EncodingPass, ignore, share
 from sf_llava.measure.intervals import paired_bootstrap_interval, paired_difference_interval, wilson_interval
 from sf_llava.zero_shot.scoring import commonest_disagreements, label_ranks, per_class_accuracy, predicted_classes
-from sf_llava.zero_shot.task import Advance, ZeroShotTask, ignore
+from sf_llava.zero_shot.task import ZeroShotTask
 
 NUM_DISAGREEMENTS = 20
 

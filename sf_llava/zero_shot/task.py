@@ -18,23 +18,19 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from sf_llava.data import ImageSource, LabelledImages
+from sf_llava.measure.encoders import Advance
 from sf_llava.measure.store import EmbeddingStore, digest_texts, fingerprint
 from sf_llava.teachers.base import Teacher
 from sf_llava.zero_shot.class_names import (
-    CLASS_SETS,
     SIMPLE_TEMPLATES,
     ClassSet,
     class_set,
+    class_sets,
+    names_of_sets,
     synset_ids,
     templates_named,
 )
 from sf_llava.zero_shot.scoring import zero_shot_classifier
-
-Advance = Callable[[int], None]
-
-
-def ignore(count: int) -> None:
-    """Advance no progress bar."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +116,16 @@ def find_class_set(images: LabelledImages) -> ClassSet:
     ImageNet's classes among all 1,000.
     """
     names = images.class_names
-    known = [make() for make in CLASS_SETS.values()]
-    for one in known:
+    for one in class_sets():
         if set(names) == set(one.ids) or tuple(names) == one.class_names:
             return one
-    for one in known:
+    for one in class_sets():
         if set(names) <= set(one.ids):
             return one
     if _are_numbers(names):
         raise ValueError(
-            f"the data set numbers its {len(names)} classes but does not name them; give their names with --classes "
-            f"({', '.join(CLASS_SETS)} or a JSON file)"
+            f"the data set numbers its {len(names)} classes but does not name them; give their names with `classes` "
+            f"({names_of_sets()} or a JSON file)"
         )
     words = tuple(name.replace("_", " ") for name in names)
     return ClassSet("the data set's own", words, SIMPLE_TEMPLATES, ids=tuple(names))
@@ -165,7 +160,7 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
     names = unknown or _repeated(images.class_names) or images.class_names
     raise ValueError(
         f"the data set has {len(images.class_names)} classes, {classes.name} has {len(classes.class_names)}, and "
-        f"{problem}: {_list(names)}. Name them alike with --classes FILE.json"
+        f"{problem}: {_list(names)}. Name them alike with `classes` FILE.json"
     )
 
 

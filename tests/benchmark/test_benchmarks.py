@@ -1,13 +1,13 @@
 """The timed benchmarks run on the CPU at a small size, and write what they print."""
 
 import json
-import runpy
 
 import pytest
 import torch
 
 from sf_llava.benchmark import bootstrap, encoder, everything, llava, ops, targets
 from sf_llava.benchmark.timing import Timing, interleave, kept_for_backward, paired_ratio, peak_memory
+from sf_llava.commands import benchmark as command
 from sf_llava.configuration import PRESETS
 
 
@@ -97,9 +97,8 @@ def test_what_is_kept_for_the_backward_is_counted_once_and_without_inputs():
 
 
 def test_the_script_knows_every_pair_and_size():
-    script = runpy.run_path(str(everything.ROOT / "scripts" / "benchmark.py"))
-    assert script["PAIRS"] == tuple(encoder.PAIRS)
-    assert script["SIZES"] == tuple(ops.SIZES)
+    assert tuple(encoder.PAIRS) == command.PAIRS
+    assert tuple(ops.SIZES) == command.SIZES
 
 
 def test_a_step_that_fails_or_hangs_costs_no_other(tmp_path, capfd):
@@ -151,8 +150,7 @@ def test_targets_are_judged_by_their_worst_case(tmp_path):
 
 
 def test_the_plan_fits_the_command_line(tmp_path):
-    script = runpy.run_path(str(everything.ROOT / "scripts" / "benchmark.py"))
     steps = everything.plan(tmp_path, "cuda")
     for step in steps[1:]:
-        arguments = script["_parse"](list(step.arguments[1:]))
+        arguments = command._parse(list(step.arguments[3:]))
         assert arguments.output == tmp_path

@@ -120,7 +120,7 @@ def test_queries_are_tokens_of_other_images_and_a_function_of_the_key():
     assert all(image not in queries[image] and len(queries[image].unique()) > 1 for image in range(5))
     assert torch.equal(queries, draw_queries(marked, generator_of(1, 2)))
     assert not torch.equal(queries, draw_queries(marked, generator_of(1, 3)))
-    with pytest.raises(ValueError, match="--micro-batch-size"):
+    with pytest.raises(ValueError, match="`micro_batch_size`"):
         draw_queries(marked[:1], generator_of(0))
 
 
@@ -212,16 +212,16 @@ def test_alignments_are_written_out():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (dict(align="set+kv"), "--align set.kv: 'kv' is unknown; expected none, or a sum"),
+        (dict(align="set+kv"), "`align` set.kv: 'kv' is unknown; expected none, or a sum"),
         (dict(align="none+set"), "'none' is unknown"),
         (dict(align="set+set=1"), "'set' is there twice"),
         (dict(align="set=-1"), "weight of set must be a positive number, not '-1'"),
         (dict(align="set=much"), "weight of set must be a positive number, not 'much'"),
-        (dict(align="set", align_layer=2), "--align-layer must count from the end"),
+        (dict(align="set", align_layer=2), "`align_layer` must count from the end"),
         (dict(align="set", align_layer=-4), "the student's cortex has 2 blocks"),
-        (dict(align_layer=-1), "--align-layer has no use without --align$"),
-        (dict(align="set", llava="x"), "--llava has no use without --align llm"),
-        (dict(align="llm"), "--align llm or placed needs --llava"),
+        (dict(align_layer=-1), "`align_layer` has no use without `align`$"),
+        (dict(align="set", llava="x"), "`llava` has no use without `align` llm"),
+        (dict(align="llm"), "`align` llm or placed needs `llava`"),
         (dict(align="readout", micro_batch_size=1), "--micro-batch-size to 2 or more"),
     ],
 )

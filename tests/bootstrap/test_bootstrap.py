@@ -169,18 +169,18 @@ def test_a_users_number_wins_over_the_recipe():
         (dict(init_from="/nowhere"), "no encoder at /nowhere"),
         (dict(stage="scienceqa"), "--init-from"),
         (dict(num_truncated=9), "9 truncated blocks"),
-        (dict(num_latents=-1), "--num-latents: expected a whole number from 1"),
-        (dict(image_size=-4), "--image-size: expected a whole number from 1"),
+        (dict(num_latents=-1), "`num_latents`: expected a whole number from 1"),
+        (dict(image_size=-4), "`image_size`: expected a whole number from 1"),
         (dict(batch_size=7, micro_batch_size=4), "not a multiple"),
         (dict(dtype="fp16"), "fp16 does not train on a CPU"),
-        (dict(flip=3.0), "--flip: expected a number from 0 to 1, not 3.0"),
-        (dict(lr=float("nan")), "--lr: expected a number above 0, not nan"),
-        (dict(clip_norm=float("inf")), "--clip-norm: expected a number above 0, not inf"),
-        (dict(keep_checkpoints=-1), "--keep-checkpoints: expected a whole number from 1 "),
-        (dict(keep_checkpoints=0), "--keep-checkpoints: expected a whole number from 1 "),
-        (dict(seed=-1), "--seed: expected"),
-        (dict(save_every=0), "--save-every: expected"),
-        (dict(batch_size=10**9), "--batch-size: expected"),
+        (dict(flip=3.0), "`flip`: expected a number from 0 to 1, not 3.0"),
+        (dict(lr=float("nan")), "`lr`: expected a number above 0, not nan"),
+        (dict(clip_norm=float("inf")), "`clip_norm`: expected a number above 0, not inf"),
+        (dict(keep_checkpoints=-1), "`keep_checkpoints`: expected a whole number from 1 "),
+        (dict(keep_checkpoints=0), "`keep_checkpoints`: expected a whole number from 1 "),
+        (dict(seed=-1), "`seed`: expected"),
+        (dict(save_every=0), "`save_every`: expected"),
+        (dict(batch_size=10**9), "`batch_size`: expected"),
     ],
 )
 def test_bad_input_is_one_sentence(world, tmp_path, changes, sentence):
@@ -248,7 +248,7 @@ def test_losses_on_classes_train_where_classes_are_known(world, classes, tmp_pat
 
 
 def test_losses_on_classes_ask_for_classes(world, tmp_path):
-    with pytest.raises(ValueError, match="--val-data"):
+    with pytest.raises(ValueError, match="`val_data`"):
         bootstrap(BootstrapConfig(**settings(world, tmp_path, loss="kl")))
     with pytest.raises(ValueError, match="test images only"):
         changes = dict(teacher="mini", data="mini", val_data="mini", class_loss_weight=1.0)

@@ -105,7 +105,7 @@ def test_a_data_process_that_stands_still_or_dies_ends_the_run_in_a_sentence(wor
 
     monkeypatch.setattr(RunDirectory, "log", disturb)
     begun = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"data loading process.*--workers.*--resume"):
+    with pytest.raises(RuntimeError, match=r"data loading process.*`workers`.*`resume`"):
         bootstrap(BootstrapConfig(**settings(world, tmp_path / "run", workers=1)))
     assert time.monotonic() - begun < 60
     assert not multiprocessing.active_children()

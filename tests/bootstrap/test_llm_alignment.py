@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_behind_the_teachers_tokens_the_llm_says_what_the_whole_model_says(world
     assert [problem.id for problem in llm.questions.data.problems] == ["100", "102", "104", "106"]
     pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in range(4)])
     with torch.no_grad():
-        found = llm.next_tokens(teacher.tokens(pixels, -2), [llm.encode(index) for index in range(4)])
+        found = llm.next_tokens(teacher.tokens(pixels, -2), [llm.encode(index) for index in range(4)], llm.reading)
     expected = []
     for problem, image in zip(problems, pixels, strict=True):
         prompt = llm.answerer.prompt(problem, True)
@@ -103,14 +104,11 @@ def test_many_questions_give_what_each_gives_alone(world, teacher, monkeypatch):
     states = torch.randn(5, 7, 32, generator=torch.Generator().manual_seed(0))
     rois = torch.rand(5, 6, 4, generator=torch.Generator().manual_seed(1))
     conversations = [llm.encode(index) for index in asked]
-    for places in (None, rois):
-        alone = [
-            llm.next_tokens(states[k : k + 1], [conversations[k]], None if places is None else places[k : k + 1], 16)
-            for k in range(5)
-        ]
+    for reading in (llm.reading, replace(llm.reading, num_patches=16)):
+        alone = [llm.next_tokens(states[k : k + 1], [conversations[k]], reading, rois[k : k + 1]) for k in range(5)]
         for rows in (2, 16):
             monkeypatch.setattr("sf_llava.bootstrap.llm_alignment.ROWS_AT_ONCE", rows)
-            found = llm.next_tokens(states, conversations, places, 16)
+            found = llm.next_tokens(states, conversations, reading, rois)
             torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -123,9 +121,8 @@ def test_placed_tokens_are_read_as_generate_reads_them(world, teacher, name):
     pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in (0, 1)])
     with torch.no_grad():
         seen = encoder(pixels, output_hidden_states=-2)
-        found = llm.next_tokens(
-            seen.hidden_states[-2], [llm.encode(0), llm.encode(1)], seen.rois[:, -1], teacher.num_patches
-        )
+        by_centre = replace(llm.reading, num_patches=teacher.num_patches)
+        found = llm.next_tokens(seen.hidden_states[-2], [llm.encode(0), llm.encode(1)], by_centre, seen.rois[:, -1])
     expected = []
     for index in (0, 1):
         conversation = llm.encode(index)
@@ -148,7 +145,7 @@ def test_the_loss_is_the_divergence_of_both_distributions_and_zero_for_the_teach
     student = tokens[:, :5] + torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     conversations = [llm.encode(2), llm.encode(0)]
     with torch.no_grad():
-        p, q = (llm.next_tokens(t, conversations).double() for t in (tokens, student))
+        p, q = (llm.next_tokens(t, conversations, llm.reading).double() for t in (tokens, student))
     expected = sum((row_p.exp() * (row_p - row_q)).sum() for row_p, row_q in zip(p, q, strict=True)) / len(p)
     assert len(p) == sum(len(conversation.answer) for conversation in conversations)
     assert say(llm, student, tokens, [2, 0]).item() == pytest.approx(expected.item(), rel=1e-4) and expected > 0

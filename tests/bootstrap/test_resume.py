@@ -100,7 +100,7 @@ def test_diverged_training_ends_in_a_sentence_and_keeps_no_checkpoint_of_it(worl
         return scores
 
     monkeypatch.setattr(Trainer, "_train_step", diverge)
-    with pytest.raises(RuntimeError, match=r"diverged.* at step 6\. .*--resume and a lower --lr.*step-0000004"):
+    with pytest.raises(RuntimeError, match=r"diverged.* at step 6\. .*`resume` and a lower `lr`.*step-0000004"):
         bootstrap(settings(world, tmp_path / "run"))
     assert RunDirectory(tmp_path / "run").checkpoint_paths()[0].name == "step-0000004"
     monkeypatch.undo()

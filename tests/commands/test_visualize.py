@@ -29,7 +29,7 @@ def test_photographs_give_three_sheets(main, tmp_path, capsys):
 
 
 def test_no_flags_without_a_quickstart_say_how_to_make_one(main):
-    with pytest.raises(ValueError, match=r"runs/quickstart/encoder.*bootstrap_clip\.py"):
+    with pytest.raises(ValueError, match=r"runs/quickstart/encoder.*sf-llava bootstrap"):
         main([])
 
 

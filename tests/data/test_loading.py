@@ -51,7 +51,7 @@ def test_batches_come_in_order(workers):
 
 
 def test_a_stopped_process_is_told_and_removed():
-    with pytest.raises(RuntimeError, match=r"data loading processes were stopped from outside: see .* --workers 0"):
+    with pytest.raises(RuntimeError, match=r"data loading processes were stopped from outside: see .* `workers` 0"):
         read(number=signal.SIGSTOP)
     deadline = time.monotonic() + 10
     while multiprocessing.active_children() and time.monotonic() < deadline:
@@ -60,7 +60,7 @@ def test_a_stopped_process_is_told_and_removed():
 
 
 def test_a_killed_process_is_told():
-    with pytest.raises(RuntimeError, match=r"a data loading process ended .*memory.*fewer --workers"):
+    with pytest.raises(RuntimeError, match=r"a data loading process ended .*memory.*fewer `workers`"):
         read(number=signal.SIGKILL)
 
 

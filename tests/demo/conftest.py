@@ -3,15 +3,11 @@
 import importlib.util
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-
-DEMO = Path(__file__).resolve().parents[2] / "demo"
-sys.path.insert(0, str(DEMO))  # as python demo/chat.py has it
 
 
 @pytest.fixture(scope="session")

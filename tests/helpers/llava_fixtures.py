@@ -11,8 +11,7 @@ def llava() -> LlavaForConditionalGeneration:
     return make_llava()
 
 
-@pytest.fixture
-def processor() -> LlavaProcessor:
+def make_processor() -> LlavaProcessor:
     images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     return LlavaProcessor(
         images,
@@ -22,3 +21,8 @@ def processor() -> LlavaProcessor:
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+@pytest.fixture
+def processor() -> LlavaProcessor:
+    return make_processor()

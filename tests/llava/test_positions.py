@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 from sf_llava.llava import count_patches, encode_prompts, generate_in_place, restore, swap
 from sf_llava.llava.hooks import read_prompts, weigh_latents
 from sf_llava.llava.host import new_cache
-from sf_llava.llava.positions import find_patches, place_prompt
+from sf_llava.llava.positions import place_prompt
+from sf_llava.llava.reading import find_patches
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.sparseformer import SparseFormerOutput
 from sf_llava.scienceqa.run import Answerer, Generation

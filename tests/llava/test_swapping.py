@@ -11,7 +11,8 @@ from PIL import Image
 from tiny_llava import make_encoder, make_llava
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
-from sf_llava.llava import encode_prompts, generate_in_place, restore, swap
+from sf_llava.devices import DTYPES
+from sf_llava.llava import encode_prompts, generate_in_place, restore, swap, swapped
 from sf_llava.llava.positions import place_prompt
 
 PICTURE = Image.effect_noise((48, 40), 90).convert("RGB")
@@ -45,13 +46,13 @@ def test_exactly_as_many_tokens_as_latents_reach_the_projector(llava, processor,
 def test_swap_changes_the_answers_image_and_restore_brings_every_bit_back(llava, processor):
     config, text = llava.config.to_dict(), processor.to_dict()
     weights, before = state(llava), llava(**encode_prompts(processor, [PROMPT], [[PICTURE]])).logits
-    swapped = swap(llava, processor, make_encoder())
+    record = swap(llava, processor, make_encoder())
     during = llava(**encode_prompts(processor, [PROMPT], [[PICTURE]])).logits
     assert during.shape == before.shape and not torch.equal(during, before)
     assert {name for name in llava.state_dict() if "vision_tower" not in name} == {
         name for name in weights if "vision_tower" not in name
     }
-    restore(swapped)
+    restore(record)
     assert llava.config.to_dict() == config and processor.to_dict() == text
     assert all(torch.equal(tensor, weights[name]) for name, tensor in llava.state_dict().items())
     assert torch.equal(llava(**encode_prompts(processor, [PROMPT], [[PICTURE]])).logits, before)
@@ -85,9 +86,9 @@ def test_a_left_padded_batch_answers_like_single_prompts(llava, processor):
 def test_an_encoder_directory_is_loaded_in_the_projectors_dtype(processor, tmp_path):
     make_encoder().save_pretrained(tmp_path)
     model = make_llava().to(torch.bfloat16)
-    swapped = swap(model, processor, tmp_path)
-    assert swapped.encoder.dtype == torch.bfloat16
-    assert swapped.encoder.focusing.initial_rois.dtype == torch.float32
+    record = swap(model, processor, tmp_path)
+    assert record.encoder.dtype == torch.bfloat16
+    assert record.encoder.focusing.initial_rois.dtype == torch.float32
     assert answer(model, processor).shape[0] == 1
 
 
@@ -122,15 +123,15 @@ def test_an_encoder_that_does_not_fit_is_refused_and_nothing_changes(llava, proc
 def test_an_encoder_of_another_precision_is_read_in_the_models_and_keeps_its_own(processor, dtype):
     encoder, model = make_encoder(), make_llava().to(dtype)
     before = state(encoder)
-    swapped = swap(model, processor, encoder)
+    record = swap(model, processor, encoder)
     assert answer(model, processor).shape[0] == 1
     tower = model.model.vision_tower
-    assert tower is swapped.encoder and tower.dtype == dtype
+    assert tower is record.encoder and tower.dtype == dtype
     assert tower.focusing.initial_rois.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     pixels = encode_prompts(processor, [PROMPT], [[PICTURE]])["pixel_values"]
     seen = [each(pixels, output_hidden_states=-2).hidden_states[-2].float() for each in (tower, encoder)]
     torch.testing.assert_close(*seen, atol=0.1, rtol=0.1)
-    restore(swapped)
+    restore(record)
     for name, tensor in encoder.state_dict().items():
         assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name])
 
@@ -138,9 +139,9 @@ def test_an_encoder_of_another_precision_is_read_in_the_models_and_keeps_its_own
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_tower_that_is_out_follows_the_models_casts(llava, processor, dtype):
     expected = state(copy.deepcopy(llava).to(dtype))
-    swapped = swap(llava, processor, make_encoder())
+    record = swap(llava, processor, make_encoder())
     llava.to(dtype).train()
-    restore(swapped)
+    restore(record)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in llava.state_dict().items())
     assert llava.model.vision_tower.training
     assert answer(llava, processor).shape[0] == 1
@@ -148,9 +149,9 @@ def test_the_tower_that_is_out_follows_the_models_casts(llava, processor, dtype)
 
 def test_a_model_cast_there_and_back_has_its_tower_bit_for_bit(llava, processor):
     tower = state(llava.model.vision_tower)
-    swapped = swap(llava, processor, make_encoder())
+    record = swap(llava, processor, make_encoder())
     llava.half().float()
-    restore(swapped)
+    restore(record)
     assert all(torch.equal(tensor, tower[name]) for name, tensor in llava.model.vision_tower.state_dict().items())
 
 
@@ -176,15 +177,15 @@ def test_a_llava_quantised_with_its_projector_is_swapped(processor, tmp_path, bi
     )
     assert not model.model.multi_modal_projector.linear_1.weight.is_floating_point()
     before = answer(model, processor)
-    swapped = swap(model, processor, tmp_path / "encoder")
-    assert swapped.encoder.dtype == torch.float32
+    record = swap(model, processor, tmp_path / "encoder")
+    assert record.encoder.dtype == torch.float32
     inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
     read = model.get_image_features(inputs["pixel_values"], vision_feature_layer=-2).pooler_output[0]
     latents = make_encoder()(inputs["pixel_values"], output_hidden_states=-2).hidden_states[-2][:, 1:]
     torch.testing.assert_close(read, model.model.multi_modal_projector(latents)[0])
     answer(model, processor)
     generate_in_place(model, inputs, 16, max_new_tokens=2)
-    restore(swapped)
+    restore(record)
     assert torch.equal(answer(model, processor), before)
 
 
@@ -205,11 +206,11 @@ def test_a_wrapped_llava_is_swapped_inside_its_wrapper(processor, wrap):
     inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
     before = model(**inputs).logits
     swap(plain, tools, make_encoder())
-    swapped = swap(model, processor, make_encoder())
+    record = swap(model, processor, make_encoder())
     during = encode_prompts(processor, [PROMPT], [[PICTURE]])
     torch.testing.assert_close(model(**during).logits, plain(**during).logits)
     assert generate_in_place(model, during, 16, max_new_tokens=2).shape[0] == 1
-    restore(swapped)
+    restore(record)
     torch.testing.assert_close(model(**inputs).logits, before)
 
 
@@ -238,17 +239,17 @@ def test_wrappers_that_cannot_be_looked_through_are_named(llava, processor):
 
 
 def test_a_tower_compiled_after_the_swap_is_restored(llava, processor):
-    swapped = swap(llava, processor, make_encoder())
+    record = swap(llava, processor, make_encoder())
     inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
     expected = generate_in_place(llava, inputs, 16, max_new_tokens=4)
     llava.model.vision_tower = torch.compile(llava.model.vision_tower, backend="eager")
     assert torch.equal(generate_in_place(llava, inputs, 16, max_new_tokens=4), expected)
-    restore(swapped)
-    assert llava.model.vision_tower is swapped.tower
+    restore(record)
+    assert llava.model.vision_tower is record.tower
 
 
 def test_a_tower_that_peft_trains_a_copy_of_is_read_as_that_copy_and_not_dropped(llava, processor):
-    swapped = swap(llava, processor, make_encoder())
+    record = swap(llava, processor, make_encoder())
     model = wrap_in_peft(llava, modules_to_save=["vision_tower"])
     inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
     plain = place_prompt(model, inputs, 16).inputs_embeds
@@ -256,22 +257,22 @@ def test_a_tower_that_peft_trains_a_copy_of_is_read_as_that_copy_and_not_dropped
         llava.model.vision_tower.modules_to_save["default"].cls_token.add_(1)
     assert not torch.equal(place_prompt(model, inputs, 16).inputs_embeds, plain)
     with pytest.raises(ValueError, match="inside ModulesToSaveWrapper, which holds trained weights of its own"):
-        restore(swapped)
+        restore(record)
     model.merge_and_unload()
-    with pytest.raises(ValueError, match=r"set swapped\.model\.model\.vision_tower = swapped\.encoder"):
-        restore(swapped)
-    swapped.model.model.vision_tower = swapped.encoder
-    restore(swapped)
-    assert llava.model.vision_tower is swapped.tower
+    with pytest.raises(ValueError, match=r"set record\.model\.model\.vision_tower = record\.encoder"):
+        restore(record)
+    record.model.model.vision_tower = record.encoder
+    restore(record)
+    assert llava.model.vision_tower is record.tower
 
 
 def test_a_model_spread_by_accelerate_gets_its_own_hooks_back(llava, processor):
     before = answer(llava, processor)
     cpu_offload(llava, torch.device("cpu"))
     encoder = make_encoder()
-    swapped = swap(llava, processor, encoder)
+    record = swap(llava, processor, encoder)
     answer(llava, processor)
-    restore(swapped)
+    restore(record)
     assert not hasattr(encoder, "_hf_hook") and torch.equal(answer(llava, processor), before)
 
 
@@ -293,3 +294,26 @@ def test_a_directory_of_something_else_is_refused(llava, processor, tmp_path):
 def test_prompt_and_images_must_agree(processor, prompt, sentence):
     with pytest.raises(ValueError, match=sentence):
         encode_prompts(processor, [prompt], [[PICTURE]])
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_users_own_half_precision_model_looks_through_the_encoder_for_a_while(dtype, llava, processor, tmp_path):
+    llava.to(DTYPES[dtype]).save_pretrained(tmp_path)
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype="auto").eval()
+    tower, image = model.model.vision_tower, Image.new("RGB", (60, 40), "red")
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    with swapped(model, processor, make_encoder(16)) as record:
+        assert model.model.vision_tower is record.encoder and record.encoder.dtype == model.dtype
+        inputs = processor(images=image, text="USER: <image> what ? ASSISTANT:", return_tensors="pt")
+        assert (inputs["input_ids"] == model.config.image_token_id).sum() == 16
+        for given in (inputs, inputs.to(model.device, model.dtype)):  # pixels in float32, and as the model's weights
+            assert model.generate(**given, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
+    assert model.model.vision_tower is tower
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+
+
+def test_the_old_tower_comes_back_whatever_ends_the_block(llava, processor):
+    tower, tokens = llava.model.vision_tower, processor.num_additional_image_tokens
+    with pytest.raises(KeyError), swapped(llava, processor, make_encoder(16)):
+        raise KeyError("a fault of the user's own")
+    assert llava.model.vision_tower is tower and processor.num_additional_image_tokens == tokens

@@ -140,7 +140,7 @@ def test_a_truncated_config_names_the_file(tmp_path):
 def test_the_script_converts_and_says_what(tmp_path, capsys):
     path = write_original(tmp_path)
     main = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "convert.py"))["main"]
-    main(["llava", str(path), str(tmp_path / "out"), "--dtype", "bfloat16"])
+    main(["llava", str(path), str(tmp_path / "out"), "--dtype", "bf16"])
     assert "LLaVA with 16 tokens an image, tower width 64, LLM width 96" in capsys.readouterr().out
     model, _ = load_llava(tmp_path / "out", dtype=torch.bfloat16)
     assert model.lm_head.weight.dtype == torch.bfloat16

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from sf_llava.measure.setup import choose_device, teacher_of
+from sf_llava.devices import choose_device
+from sf_llava.measure.setup import teacher_of
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from sf_llava.measure.setup import choose_device, teacher_of
         ("gpu", "unknown device 'gpu'"),
         ("", "unknown device ''"),
         ("meta", "device 'meta' cannot be used here"),
-        ("cuda:99", r"device 'cuda:99' cannot be used here \(.+\): use --device auto or cpu"),
+        ("cuda:99", r"device 'cuda:99' cannot be used here \(.+\): use `device` auto or cpu"),
     ],
 )
 def test_a_device_that_is_not_there_is_one_sentence(name, message):

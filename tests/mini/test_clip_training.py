@@ -57,7 +57,7 @@ def test_an_interrupted_run_continues_to_the_same_weights_and_log(tmp_path):
 
 def test_continuing_with_other_numbers_is_refused(tmp_path):
     tiny_run(tmp_path)
-    with pytest.raises(ValueError, match="another --output"):
+    with pytest.raises(ValueError, match="another `output`"):
         train(build_clip(20, **TINY), None, random_batch, lambda model: {}, replace(SHORT, steps=9), tmp_path)
 
 

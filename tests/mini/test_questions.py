@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from sf_llava.mini.questions.pictures import NUMBERS
-from sf_llava.mini.questions.sets import draw_picture, draw_problem, kind_of, picture_problems, text_problem
+from sf_llava.mini.questions.sets import draw_picture, draw_problem, picture_problems, text_problem
 from sf_llava.mini.questions.texts import OPPOSITES, WORD_CLASSES
 from sf_llava.scienceqa.data import ask, explain, open_scienceqa
+from sf_llava.scienceqa.problems import kind_of
 from sf_llava.scienceqa.scoring import GROUPS, score
 
 PICTURE_KINDS = {

@@ -150,7 +150,7 @@ def test_karpathy_defects_are_one_sentence(tmp_path):
         open_captions(path)
     path = karpathy(tmp_path)
     (tmp_path / "val2014" / "2.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 images .* are missing \(val2014/2.png\); looked in .*--images"):
+    with pytest.raises(ValueError, match=r"1 of 3 images .* are missing \(val2014/2.png\); looked in .*`images`"):
         open_captions(path)
     content = read(path)
     content["images"][1]["sentences"][0]["sentid"] = 0

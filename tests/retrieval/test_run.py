@@ -145,7 +145,7 @@ def test_the_script_prints_teacher_beside_student_and_writes_json(
     main([*flags, "--encoder", "student"])
     printed = capsys.readouterr().out
     assert "I2T R@1" in printed and "\nteacher" in printed and "\nstudent" in printed
-    values = json.loads((tmp_path / "runs" / "retrieval.json").read_text())
+    values = json.loads((tmp_path / "runs" / "retrieval" / "results.json").read_text())
     assert values["num_images"] == 20 and [entry["name"] for entry in values["encoders"]] == ["teacher", "student"]
     main([*flags, "--limit", "5"])
     assert "5 images" in capsys.readouterr().out
@@ -157,14 +157,14 @@ def test_two_processes_give_identical_numbers(captions_file, clip_dir, student, 
     results = []
     for processes in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        output, cache = tmp_path / f"{processes}.json", tmp_path / f"cache{processes}"
+        output, cache = tmp_path / f"out{processes}", tmp_path / f"cache{processes}"
         command += [str(SCRIPT), "--teacher", str(clip_dir), "--encoder", str(tmp_path / "student")]
         command += ["--batch-size", "3"]
         command += ["--data", str(captions_file), "--device", "cpu", "--output", str(output), "--cache", str(cache)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        values = json.loads(output.read_text())
+        values = json.loads((output / "results.json").read_text())
         assert values["environment"]["processes"] == processes
         assert done.stdout.count("I2T R@5") == 1
         scores = [entry | {"images_per_second": None} for entry in values["encoders"]]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from tiny_scienceqa import write_scienceqa
 from transformers import LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from sf_llava.commands import scienceqa
 from sf_llava.llava import restore, swap
 from sf_llava.llava.towers import SWAPPED, Tower
 from sf_llava.scienceqa.data import Problem, ScienceQA, open_scienceqa
@@ -51,20 +51,11 @@ def command(files, output, *more):
     ]
 
 
-def script(name):
-    """A function of the script."""
-    return runpy.run_path(str(SCRIPT))[name]
-
-
-def main(arguments):
-    script("main")(arguments)
-
-
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
     """One whole run in one process, with every control."""
     output = tmp_path_factory.mktemp("finished")
-    main(command(files, output, "--controls", "blind", "shuffled", "grey"))
+    scienceqa.main(command(files, output, "--controls", "blind", "shuffled", "grey"))
     return output
 
 
@@ -89,7 +80,7 @@ def test_both_towers_and_every_control_are_answered_and_scored(finished):
 
 
 def test_the_swapped_tower_runs_once_more_with_positions_and_bias(files, finished, tmp_path):
-    main(command(files, tmp_path, "--towers", "swapped", "--positions-and-bias"))
+    scienceqa.main(command(files, tmp_path, "--towers", "swapped", "--positions-and-bias"))
     scores = json.loads((tmp_path / "results.json").read_text())["scores"]
     assert list(scores) == ["swapped", "swapped-placed"] and scores["swapped-placed"]["total"] == 11
     lines = [(path / "answers.jsonl").read_text() for path in (tmp_path / "swapped", finished / "swapped")]
@@ -97,7 +88,7 @@ def test_the_swapped_tower_runs_once_more_with_positions_and_bias(files, finishe
     placed = (tmp_path / "swapped-placed" / "answers.jsonl").read_text().splitlines()
     assert placed[1::2] == lines[0].splitlines()[1::2] and len(placed) == 11  # text alone is answered as ever
     with pytest.raises(ValueError, match="--positions-and-bias is for the swapped tower"):
-        main(command(files, tmp_path, "--towers", "original", "--positions-and-bias"))
+        scienceqa.main(command(files, tmp_path, "--towers", "original", "--positions-and-bias"))
 
 
 def test_a_directorys_name_switches_nothing_on(files, finished, tmp_path):
@@ -106,7 +97,7 @@ def test_a_directorys_name_switches_nothing_on(files, finished, tmp_path):
     names = [str(tmp_path / name) for name in ("student-placed", "pooled")]
     arguments = command(files, tmp_path / "out", "--towers", "swapped")
     at = arguments.index("--encoder")
-    main([*arguments[: at + 1], *names, *arguments[at + 2 :]])
+    scienceqa.main([*arguments[: at + 1], *names, *arguments[at + 2 :]])
     plain = (finished / "swapped" / "answers.jsonl").read_bytes()
     for row in ("swapped-student-placed", "swapped-pooled"):
         assert (tmp_path / "out" / row / "answers.jsonl").read_bytes() == plain
@@ -122,9 +113,9 @@ def test_a_directorys_name_switches_nothing_on(files, finished, tmp_path):
     ],
 )
 def test_two_rows_of_one_name_are_refused_before_anything_is_loaded(names, options):
-    arguments = script("parse")(["run", "--data", "nowhere", "--encoder", *names, *options])
+    arguments = scienceqa.parse(["run", "--data", "nowhere", "--encoder", *names, *options])
     with pytest.raises(ValueError, match=r"would both be called swapped-x"):
-        script("choose_towers")(arguments)
+        scienceqa.choose_towers(arguments)
 
 
 def test_a_tower_is_a_value_that_says_what_it_is():
@@ -213,12 +204,12 @@ def test_a_question_may_hold_any_line_separator_of_unicode(files, answerer, tmp_
 def test_answers_of_another_llm_are_refused(files, tmp_path):
     shutil.copytree(files / "llava", tmp_path / "llava")
     arguments = [*command(files, tmp_path / "out"), "--model", str(tmp_path / "llava"), "--controls", "blind"]
-    main(arguments)
+    scienceqa.main(arguments)
     other = make_llava()
     torch.nn.init.zeros_(other.lm_head.weight)
     other.save_pretrained(tmp_path / "llava")
     with pytest.raises(ValueError, match=r"holds answers of other settings \(llm_weights was"):
-        main(arguments)
+        scienceqa.main(arguments)
 
 
 def test_a_truncated_llava_is_one_clear_sentence(files, tmp_path):
@@ -226,7 +217,7 @@ def test_a_truncated_llava_is_one_clear_sentence(files, tmp_path):
     weights = tmp_path / "llava" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"llava/model.safetensors could not be read .*truncated"):
-        main([*command(files, tmp_path / "out"), "--model", str(tmp_path / "llava")])
+        scienceqa.main([*command(files, tmp_path / "out"), "--model", str(tmp_path / "llava")])
 
 
 def test_a_saved_llava_with_our_tower_is_asked_through_it_alone(files, llava, processor, tmp_path):
@@ -236,8 +227,8 @@ def test_a_saved_llava_with_our_tower_is_asked_through_it_alone(files, llava, pr
     restore(swapped)
     arguments = [*command(files, tmp_path / "out"), "--model", str(tmp_path / "llava")]
     with pytest.raises(ValueError, match="has a SparseFormer for its own tower"):
-        main(arguments)
-    main([*arguments, "--towers", "original", "--output", str(tmp_path / "alone")])
+        scienceqa.main(arguments)
+    scienceqa.main([*arguments, "--towers", "original", "--output", str(tmp_path / "alone")])
     assert json.loads((tmp_path / "alone" / "original" / "score.json").read_text())["missing"] == 0
 
 
@@ -245,21 +236,21 @@ def test_a_saved_llava_with_our_tower_is_asked_through_it_alone(files, llava, pr
 @pytest.mark.parametrize("number", ["-1", "nan", "inf", "1e999", "x", "", "9" * 40])
 def test_numbers_out_of_range_are_usage_errors(flag, number, files, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([*command(files, tmp_path), flag, number])
+        scienceqa.main([*command(files, tmp_path), flag, number])
     assert f"argument {flag}: expected a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--limit", "0"], ["--batch-size", "0"], ["--temperature", "1e-300"]])
 def test_zeros_and_all_but_zeros_are_usage_errors(flags, files, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([*command(files, tmp_path), *flags])
+        scienceqa.main([*command(files, tmp_path), *flags])
     assert f"argument {flags[0]}: " in capsys.readouterr().err
 
 
 def test_what_is_no_score_is_not_taken_for_one(tmp_path):
     (tmp_path / "a.json").write_text('{"answers": {"a": 1}}')
     with pytest.raises(ValueError, match=r"a.json is no score of this program"):
-        main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
+        scienceqa.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")])
 
 
 def test_answers_of_other_settings_are_refused(files, answerer, tmp_path):
@@ -285,17 +276,21 @@ def test_sampling_is_repeatable(files, llava, processor, tmp_path):
 def test_score_and_compare_read_what_run_wrote(files, finished, tmp_path, capsys):
     data = ["--problems", str(files / "data" / "problems.json"), "--splits", str(files / "data" / "pid_splits.json")]
     answers = str(finished / "original" / "answers.jsonl")
-    main(["score", *data, "--split", "test", "--predictions", answers, "--json", str(tmp_path / "score.json")])
+    scienceqa.main(
+        ["score", *data, "--split", "test", "--predictions", answers, "--json", str(tmp_path / "score.json")]
+    )
     score = json.loads((tmp_path / "score.json").read_text())
     assert score == json.loads((finished / "original" / "score.json").read_text())
     keys = "accuracy image_accuracy total correct image_total image_correct unparsed missing interval breakdown"
     assert set(keys.split()) <= score.keys()
     assert list(score["breakdown"]) == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12"]
-    main(["compare", answers, str(finished / "swapped" / "score.json"), *data, "--json", str(tmp_path / "c.json")])
+    scienceqa.main(
+        ["compare", answers, str(finished / "swapped" / "score.json"), *data, "--json", str(tmp_path / "c.json")]
+    )
     assert json.loads((tmp_path / "c.json").read_text())["all"]["total"] == 11
     assert "McNemar's p" in capsys.readouterr().out
     with pytest.raises(ValueError, match="name the questions: --problems FILE --splits FILE, or --data NAME"):
-        main(["compare", answers, answers])
+        scienceqa.main(["compare", answers, answers])
 
 
 def test_help_is_fast():

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
-from sf_llava.teachers import MINI_CLIP_DIR, load_teacher
+from sf_llava.mini import MINI_CLIP_DIR
+from sf_llava.mini.registration import made
+from sf_llava.teachers import load_teacher
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip:ViT-B-16", "openai/clip-vit-large-patch14", ""])
@@ -39,7 +41,6 @@ def test_mini_is_a_clip_with_texts():
     assert teacher(torch.zeros(2, 3, 64, 64)).shape == teacher.encode_text(["a red circle", "a blue star"]).shape
 
 
-def test_a_missing_mini_teacher_says_how_to_make_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("sf_llava.teachers.MINI_CLIP_DIR", tmp_path)
-    with pytest.raises(ValueError, match=r"train_mini.py clip"):
-        load_teacher("mini")
+def test_a_missing_mini_teacher_says_how_to_make_it(tmp_path):
+    with pytest.raises(ValueError, match=r"the mini teacher is not in .*train_mini.py clip"):
+        made(tmp_path, "teacher", "clip")

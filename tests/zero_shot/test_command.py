@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sf_llava.teachers import MINI_CLIP_DIR
+from sf_llava.mini import MINI_CLIP_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def test_teacher_and_student_stand_in_one_table(clip_dir, student, folder, tmp_p
     assert answer.returncode == 0, answer.stderr
     assert "teacher " in answer.stdout and "student " in answer.stdout and "4 + CLS" in answer.stdout
     assert "1 unreadable images left out, the first: cat/06.png" in answer.stdout
-    values = json.loads((tmp_path / "runs" / "zero_shot.json").read_text())
+    values = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())
     assert values["num_images"] == 13 and values["settings"]["teacher"] == str(clip_dir)
     assert {"device", "torch", "transformers"} <= values["environment"].keys()
 
@@ -48,14 +48,14 @@ def test_two_processes_give_identical_numbers(clip_dir, student, folder, tmp_pat
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command += [str(ROOT / "eval" / "zero_shot.py"), "--teacher", str(clip_dir), "--data", f"folder:{folder}"]
         command += ["--encoder", str(tmp_path / "student"), "--batch-size", "3", "--device", "cpu"]
-        command += ["--output", f"{processes}.json", "--cache", f"cache{processes}"]
+        command += ["--output", f"out{processes}", "--cache", f"cache{processes}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("retention") == 1
-        values = json.loads((tmp_path / f"{processes}.json").read_text())
+        values = json.loads((tmp_path / f"out{processes}" / "results.json").read_text())
         assert values["environment"]["processes"] == processes
         scores = [entry | {"images_per_second": None} for entry in values["encoders"]]
         kept = [path.read_bytes() for path in (tmp_path / f"cache{processes}").iterdir()]
@@ -65,17 +65,17 @@ def test_two_processes_give_identical_numbers(clip_dir, student, folder, tmp_pat
 
 
 def test_a_teacher_alone_says_how_to_make_a_student(clip_dir, folder, tmp_path):
-    answer = run("--teacher", clip_dir, "--data", folder, "--limit", 1, "--output", "out.json", cwd=tmp_path)
+    answer = run("--teacher", clip_dir, "--data", folder, "--limit", 1, "--output", "out", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
-    assert "the teacher alone: python scripts/bootstrap_clip.py makes a student" in answer.stdout
-    assert json.loads((tmp_path / "out.json").read_text())["comparisons"] == []
+    assert "the teacher alone: sf-llava bootstrap makes a student" in answer.stdout
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["comparisons"] == []
 
 
 @pytest.mark.skipif(not (MINI_CLIP_DIR / "config.json").is_file(), reason="the mini teacher is not trained yet")
 def test_without_flags_it_runs_on_the_drawn_world(tmp_path):
     answer = run("--limit", 128, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
-    values = json.loads((tmp_path / "runs" / "zero_shot.json").read_text())
+    values = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())
     assert values["classes"] == "mini" and values["encoders"][0]["top1"] > 0.9
 
 
@@ -99,8 +99,8 @@ def main(monkeypatch, tmp_path):
         (["--teacher", "CLIP", "--data", "FOLDER", "--templates", "x.json"], "unknown templates 'x.json'"),
         (["--teacher", "CLIP", "--data", "FOLDER", "--classes", "cifar10"], "data set has 3 classes, cifar10 has 10"),
         (["--teacher", "CLIP", "--data", "FOLDER", "--device", "abacus"], "abacus"),
-        (["--teacher", "CLIP", "--data", "FOLDER", "--output", "/dev/zero"], "/dev/zero is no file but a folder"),
-        (["--teacher", "CLIP", "--data", "FOLDER", "--output", "/dev/null/a/b.json"], "cannot be written: /dev/null"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--output", "/dev/zero"], "/dev/zero is not a folder"),
+        (["--teacher", "CLIP", "--data", "FOLDER", "--output", "/dev/null/a/b"], "cannot be written: /dev/null"),
     ],
 )
 def test_what_cannot_work_is_said_and_nothing_is_written(main, clip_dir, folder, tmp_path, arguments, message):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor  # the package's own image processor, in its own version
 
 from sf_llava.configuration import SparseFormerConfig
+from sf_llava.llava.reading import Reading
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import find_encoder
 
@@ -96,8 +97,8 @@ class SparseFormerVisionTower(nn.Module):
         states = self.vision_tower(
             images.to(device=self.device, dtype=self.dtype), output_hidden_states=self.select_layer
         ).hidden_states
-        tokens = states[self.select_layer]  # [B, 1 + N, D]
-        return (tokens[:, 1:] if self.select_feature == "patch" else tokens).to(images.dtype)
+        reading = Reading(self.select_layer, with_cls=self.select_feature == "cls_patch")
+        return reading.select(states[self.select_layer]).tokens.to(images.dtype)
 
     @property
     def dummy_feature(self) -> Tensor:

@@ -13,7 +13,7 @@ from sf_llava.mini.questions.pictures import DESCRIBE, Draft, describe, picture_
 from sf_llava.mini.questions.texts import text_draft
 from sf_llava.mini.world.canvas import Draws, Scene
 from sf_llava.mini.world.scenes import SPLITS, WORLD_SEED, draw_scene
-from sf_llava.scienceqa.data import Problem, ScienceQA, ask
+from sf_llava.scienceqa.problems import Problem, ScienceQA, ask
 
 DEFAULT_SIZE = 600
 MAX_SIZE = 1_000_000
@@ -47,11 +47,6 @@ def draw_problem(index: int, split: str, seed: int = WORLD_SEED) -> Problem:
     if index % 2:
         return text_problem(index, split, seed)
     return next(picture_problems(draw_picture(index, split, seed), index, split, seed=seed))
-
-
-def kind_of(id: str) -> str:
-    """The kind of a question of the drawn world, from its id."""
-    return id.rsplit("-", 1)[1]
 
 
 def describe_picture(index: int, split: str, seed: int = WORLD_SEED) -> Problem:

@@ -23,8 +23,10 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.files import write_directory, write_json
+from sf_llava.llava.host import embed_prompts
+from sf_llava.llava.reading import project, reading_of
 from sf_llava.mini.questions.pictures import DESCRIBE, describe
-from sf_llava.mini.questions.sets import draw_picture, kind_of, picture_problems, text_problem
+from sf_llava.mini.questions.sets import draw_picture, picture_problems, text_problem
 from sf_llava.mini.training.clip_model import normalise
 from sf_llava.mini.training.clip_training import TrainingConfig, train
 from sf_llava.mini.training.llava_model import (
@@ -36,7 +38,7 @@ from sf_llava.mini.training.llava_model import (
     save_llava,
 )
 from sf_llava.mini.world.canvas import Scene
-from sf_llava.scienceqa.problems import Problem, ask, explain
+from sf_llava.scienceqa.problems import Problem, ask, explain, kind_of
 from sf_llava.scienceqa.scoring import LETTERS, NUM_PUBLISHED
 
 RECIPE = TrainingConfig(steps=8000, batch_size=12, muon_lr=0.02, adamw_lr=2e-3, evaluate_every=200)
@@ -90,13 +92,13 @@ class PicturePool:
 @torch.no_grad()
 def draw_pool(model: LlavaForConditionalGeneration, count: int, chunk: int = 128) -> PicturePool:
     """Draw ``count`` training pictures and let the vision tower look at them."""
-    scenes, features = [], []
+    scenes, features, reading = [], [], reading_of(model)
     for start in tqdm(range(0, count, chunk), desc="pictures", unit="batch", mininterval=2, leave=False):
         drawn = [draw_picture(index, "train") for index in range(start, min(start + chunk, count))]
         pixels = normalise(torch.from_numpy(np.stack([scene.image for scene in drawn])))
         with torch.autocast("cpu", torch.bfloat16):
             states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        features.append(states[-2][:, 1:].bfloat16())  # CLS dropped
+        features.append(reading.select(states[reading.layer]).tokens.bfloat16())
         empty = np.empty(0)
         scenes += [replace(scene, image=empty, owner=empty) for scene in drawn]
     return PicturePool(scenes, torch.cat(features))
@@ -251,10 +253,8 @@ def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch
     theirs = torch.stack([batch.segments.roll(back, dims=1) for back in range(1, _PREVIOUS + 1)], dim=-1)
     before = before.where(theirs == batch.segments[..., None], _IGNORED)
     with torch.autocast("cpu", torch.bfloat16):
-        pictures = model.model.multi_modal_projector(batch.features)  # [P, 64, D]
-        embeds = model.get_input_embeddings()(batch.input_ids)  # [B, L, D]
-        places = (batch.input_ids == model.config.image_token_index)[..., None]
-        embeds = embeds.masked_scatter(places, pictures.to(embeds.dtype))
+        pictures = project(model, batch.features)  # [P, 64, D]
+        embeds = embed_prompts(model, batch.input_ids, pictures.flatten(0, 1))  # [B, L, D]
         states = model.model.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,

@@ -13,7 +13,7 @@ from torch import Tensor
 from sf_llava.files import write_bytes, writing
 from sf_llava.logs import describe_damage, read_lines
 
-ADVICE = "begin again in another --output, with another --seed, more --steps or a larger --batch-size"
+ADVICE = "begin again in another `output`, with another `seed`, more `steps` or a larger `batch_size`"
 
 
 class Progress:
@@ -83,7 +83,7 @@ class Progress:
         if state["config"] != self.settings:
             raise ValueError(
                 f"{path} was made with {state['config']}, this run asks for {self.settings}; "
-                "give the same numbers and data, or another --output"
+                "give the same numbers and data, or another `output`"
             )
         if (threads := state.get("threads")) not in (None, torch.get_num_threads()):
             print(f"going on with {torch.get_num_threads()} threads instead of {threads}: last digits will differ")

@@ -1,0 +1,43 @@
+"""Devices and precisions by name."""
+
+import torch
+from accelerate import PartialState
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Turn ``fp32``, ``fp16`` or ``bf16`` into torch's dtype; a dtype stays what it is.
+
+    Raises:
+        ValueError: another name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: expected {', '.join(DTYPES)} or a torch.dtype")
+    return DTYPES[dtype]
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` ... into this process's device; starts accelerate's processes, if any.
+
+    Raises:
+        ValueError: an unknown device, one that this machine lacks, or one that several processes would share.
+    """
+    on_cpu = name == "cpu" or (name == "auto" and not torch.accelerator.is_available())
+    state = PartialState(cpu=on_cpu)
+    if name in ("auto", "cpu"):
+        return state.device
+    if state.num_processes > 1:
+        raise ValueError(f"{state.num_processes} processes would share device {name!r}: use `device` auto")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu or a device of torch (cuda, cuda:1)") from error
+    try:
+        torch.ones(1, device=device).item()  # fails where there is no such device, and on meta, which holds no values
+    except Exception as error:  # each backend has an error of its own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}): use `device` auto or cpu") from error
+    return device

@@ -1,0 +1,1 @@
+../helpers/tiny_llava.py
