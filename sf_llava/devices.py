@@ -1,7 +1,6 @@
 """Devices and precisions by name."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from accelerate import PartialState
@@ -9,18 +8,22 @@ from accelerate import PartialState
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 AUTO = "auto"
 
-T = TypeVar("T")
 
-
-def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def as_dtype(dtype: torch.dtype | str, also: Sequence[str] = ()) -> torch.dtype:
     """Turn ``fp32``, ``fp16`` or ``bf16`` into torch's dtype; a dtype stays what it is.
+
+    Args:
+        dtype: a dtype or its name.
+        also: further names, which the caller knows, for the message.
 
     Raises:
         ValueError: another name.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
-    return _look_up(dtype, DTYPES)
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: expected {', '.join([*DTYPES, *also])} or a torch.dtype")
+    return DTYPES[dtype]
 
 
 def as_dtype_to_load(dtype: torch.dtype | str) -> torch.dtype | str:
@@ -31,13 +34,7 @@ def as_dtype_to_load(dtype: torch.dtype | str) -> torch.dtype | str:
     Raises:
         ValueError: another name.
     """
-    return dtype if isinstance(dtype, torch.dtype) else _look_up(dtype, {**DTYPES, AUTO: AUTO})
-
-
-def _look_up(name: str, known: Mapping[str, T]) -> T:
-    if name not in known:
-        raise ValueError(f"unknown dtype {name!r}: expected {', '.join(known)} or a torch.dtype")
-    return known[name]
+    return dtype if dtype == AUTO else as_dtype(dtype, also=[AUTO])
 
 
 def choose_device(name: str) -> torch.device:

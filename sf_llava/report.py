@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def environment(device: str) -> dict[str, Any]:
     """Describe what a measurement ran on: hardware, threads, versions."""
-    described = {"device": device_name(device), "torch": torch.__version__, "python": platform.python_version()}
+    described: dict[str, Any] = {"device": device_name(device)}
+    described |= {"torch": torch.__version__, "python": platform.python_version()}
     if device == "cpu":
         described |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
     else:

@@ -25,8 +25,8 @@ HEAT_COLOURS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 1
 
 def pictures_from_pixels(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
     """Turn normalised pixels (B, 3, S, S) back into B pictures."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
-    pixels = (pixel_values.detach().float().cpu() * std + mean).clamp(0, 1) * 255
+    offset, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    pixels = (pixel_values.detach().float().cpu() * scale + offset).clamp(0, 1) * 255
     return [Image.fromarray(array) for array in pixels.round().byte().permute(0, 2, 3, 1).numpy()]
 
 
@@ -37,7 +37,8 @@ def latent_colours(num_latents: int) -> list[tuple[int, int, int]]:
         colour = np.array(colorsys.hsv_to_rgb(0.02 + index * 0.61803399 % 1, (0.75, 0.9, 0.6)[index % 3], 1))
         luminance = colour @ (0.2126, 0.7152, 0.0722)
         colour += (1 - colour) * max(0, 0.42 - luminance) / (1 - luminance)
-        colours.append(tuple(int(channel) for channel in (colour * 255).round()))
+        red, green, blue = (int(channel) for channel in (colour * 255).round())
+        colours.append((red, green, blue))
     return colours
 
 
@@ -73,11 +74,11 @@ def draw_heat(
         weights: (N,) weight of each latent, its attention say; equal ones if None.
     """
     points = _points(sampling_points)
-    weights = np.ones(len(points)) if weights is None else _array(weights)
+    heights = np.ones(len(points)) if weights is None else _array(weights)
     axis = (np.arange(96) + 0.5) / 96
     # A Gaussian is separable: one matrix of rows, one of columns, and their product is the density.
     x, y = (np.exp(-0.5 * ((points[..., i].reshape(-1, 1) - axis) / HEAT_SPREAD) ** 2) for i in (0, 1))
-    return draw_grid(image, (y * np.repeat(weights, points.shape[1])[:, None]).T @ x, size=size)
+    return draw_grid(image, (y * np.repeat(heights, points.shape[1])[:, None]).T @ x, size=size)
 
 
 def draw_grid(image: Image.Image, grid: Tensor | np.ndarray, *, size: int = PANEL) -> Image.Image:

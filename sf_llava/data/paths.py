@@ -26,7 +26,7 @@ def find_files(where: str, extension: str) -> list[str]:
     where = os.path.expanduser(where)
     if os.path.isdir(where):
         names = sorted(path for path in walk(where)[0] if path.endswith(extension))
-        splits = {split_of(name) for name in names} - {None}
+        splits = {split for name in names if (split := split_of(name)) is not None}
         if len(splits) > 1:
             raise ValueError(f"{where} mixes the splits {', '.join(sorted(splits))}: name the files of one with a glob")
         files = [os.path.join(where, name) for name in names]
@@ -55,7 +55,7 @@ def walk(root: str) -> tuple[list[str], list[tuple[str, str]]]:
     """
     files: list[str] = []
     repeated: list[tuple[str, str]] = []
-    folders, links = [""], deque()
+    folders, links = [""], deque[str]()
     seen: dict[tuple[int, int], str] = {}
     while folders or links:
         prefix = folders.pop() if folders else links.popleft()

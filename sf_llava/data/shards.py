@@ -14,6 +14,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -111,7 +112,7 @@ def _read(path: str, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _load_index(shards: list[str]) -> tuple[PackedStrings, np.ndarray, dict]:
+def _load_index(shards: list[str]) -> tuple[PackedStrings, np.ndarray, dict[str, Any]]:
     """Return member names, places and what was passed by, from the cache unless a path, size or time has changed."""
     states = [(shard, os.stat(shard)) for shard in shards]
     key = [INDEX_VERSION, *((shard, state.st_size, state.st_mtime_ns) for shard, state in states)]
@@ -119,19 +120,19 @@ def _load_index(shards: list[str]) -> tuple[PackedStrings, np.ndarray, dict]:
     cache = folder / f"shards-{hashlib.sha256(repr(key).encode()).hexdigest()}.npz"
     # None there, or a damaged one (npz has checksums): it is built anew.
     with contextlib.suppress(Exception), np.load(cache, allow_pickle=False) as stored:
-        names = PackedStrings.from_arrays(stored["data"], stored["ends"])
-        return names, stored["members"], json.loads(str(stored["passed_by"]))
+        known = PackedStrings.from_arrays(stored["data"], stored["ends"])
+        return known, stored["members"], json.loads(str(stored["passed_by"]))
     names: list[str] = []
     members: list[tuple[int, int, int, int, int]] = []
-    passed_by = {"count": 0, "first": []}
+    count, first = 0, list[str]()
     for number, shard in enumerate(shards):
         pictures, others = list_pictures(shard)
         for name, place in pictures:
             names.append(name)
             members.append((number, *place))
-        passed_by["count"] += len(others)
-        passed_by["first"] += [printable(f"{os.path.basename(shard)}:{name}") for name in others[:3]]
-        del passed_by["first"][3:]
+        count += len(others)
+        first += [printable(f"{os.path.basename(shard)}:{name}") for name in others[: 3 - len(first)]]
+    passed_by = {"count": count, "first": first}
     packed, table = PackedStrings(names), np.array(members, dtype=np.int64).reshape(-1, 5)
     data, told = np.frombuffer(packed.data, dtype=np.uint8), json.dumps(passed_by)
     buffer = io.BytesIO()

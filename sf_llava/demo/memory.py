@@ -13,11 +13,11 @@ _MALLOC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 def share_heaps() -> None:
     """Give all threads two heaps between them; call it before they start."""
-    if hasattr(_MALLOC, "mallopt"):
+    if _MALLOC is not None and hasattr(_MALLOC, "mallopt"):
         _MALLOC.mallopt(_M_ARENA_MAX, 2)
 
 
 def return_freed() -> None:
     """Hand freed memory back to the system."""
-    if hasattr(_MALLOC, "malloc_trim"):
+    if _MALLOC is not None and hasattr(_MALLOC, "malloc_trim"):
         _MALLOC.malloc_trim(0)

@@ -20,7 +20,9 @@ Place = tuple[str, int | None]  # a name in one spelling, and a port where one i
 def parse_place(text: str) -> Place | None:
     """Read ``name``, ``name:port`` or ``[address]:port``; None where it is no such thing."""
     match = _PLACE.fullmatch(text)
-    name = plain(match["name"]) if match else ""
+    if match is None:
+        return None
+    name = plain(match["name"])
     if not name or name.startswith("["):
         return None
     return name, int(match["port"]) if match["port"] else None

@@ -29,6 +29,7 @@ from sf_llava.llava.original_tokens import load_tokenizer
 from sf_llava.llava.original_towers import PREFIX, Tower, describe_tower
 from sf_llava.model.loading import HUB_NAME
 from sf_llava.weights.conversion import check_output, write_conversion
+from sf_llava.weights.fit import describe_misfit, some
 from sf_llava.weights.model_directory import check_model_directory, check_no_adapters, read_by_transformers, reason
 
 _KEY_MAPPING = {
@@ -209,7 +210,7 @@ def _complete(
     in_tower = {key for key in missing if key.startswith("model.vision_tower.")}
     if in_tower:
         if len(in_tower) < len(model.model.vision_tower.state_dict()):
-            raise ValueError(f"{path} holds only part of its vision tower; missing: {_some(in_tower)}")
+            raise ValueError(f"{path} holds only part of its vision tower; missing: {some(in_tower)}")
         _put_tower(model, tower)
     if config.projector_hidden_act == "linear":
         layer = model.model.multi_modal_projector.linear_2
@@ -263,19 +264,5 @@ def _without_load_report() -> Iterator[None]:
 
 def _check_report(path: str | Path, report: Mapping[str, Any]) -> None:
     unexpected = {key for key in report["unexpected_keys"] if not key.endswith(_DROPPED)}
-    problems = [
-        f"{kind}: {_some(keys)}"
-        for kind, keys in (
-            ("missing", report["missing_keys"]),
-            ("unexpected", unexpected),
-            ("of another shape", report["mismatched_keys"]),
-        )
-        if keys
-    ]
-    if problems:
-        raise ValueError(f"the weights in {path} do not make this LLaVA; {'; '.join(problems)}")
-
-
-def _some(keys: Any) -> str:
-    keys = sorted(map(str, keys))
-    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    if misfit := describe_misfit(report["missing_keys"], unexpected, report["mismatched_keys"]):
+        raise ValueError(f"the weights in {path} do not make this LLaVA: {misfit}")

@@ -12,8 +12,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.files import read_json_object
 from sf_llava.model.loading import load_encoder
+from sf_llava.weights.fit import some
 from sf_llava.weights.model_directory import check_json_files, check_model_directory, read_by_transformers, reason
-from sf_llava.weights.tensor_files import some
 
 PREFIX = "sparseformer:"
 _VIT_L14 = dict(

@@ -12,6 +12,7 @@ from sf_llava import files
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.devices import as_dtype_to_load
 from sf_llava.model import SparseFormerModel
+from sf_llava.weights.fit import find_misfit, some
 from sf_llava.weights.weight_files import WeightFiles, find_weights, read_shapes
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -142,21 +143,9 @@ def _check_shapes(path: Path, expected: dict[str, tuple[int, ...]], weights: Wei
         ValueError: the files cannot be read, or hold other tensors.
     """
     found = read_shapes(weights)
-    problems = []
-    if missing := sorted(expected.keys() - found.keys()):
-        problems.append(f"missing {_listed(missing)}")
-    if unexpected := sorted(found.keys() - expected.keys()):
-        problems.append(f"unexpected {_listed(unexpected)}")
+    problems = [misfit] if (misfit := find_misfit(expected, {key: one.shape for key, one in found.items()})) else []
     common = sorted(expected.keys() & found.keys())
-    if misshaped := [
-        f"{key} {found[key].shape}, not {expected[key]}" for key in common if found[key].shape != expected[key]
-    ]:
-        problems.append(f"misshaped {_listed(misshaped)}")
     if kinds := [f"{key} ({found[key].dtype})" for key in common if not found[key].is_float]:
-        problems.append(f"no floating-point numbers in {_listed(kinds)}; quantised weights cannot be read")
+        problems.append(f"no floating-point numbers in {some(kinds)}; quantised weights cannot be read")
     if problems:
         raise ValueError(f"{weights.path} does not fit config.json in {path}: {'; '.join(problems)}")
-
-
-def _listed(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -19,7 +19,8 @@ from sf_llava.configuration import (
     SparseFormerConfig,
 )
 from sf_llava.model import SparseFormerModel
-from sf_llava.weights.tensor_files import read_state_dict, require_numbers, some
+from sf_llava.weights.fit import find_misfit, some
+from sf_llava.weights.tensor_files import read_state_dict, require_numbers
 
 _TOP = {
     "feat_extractor.conv1.": "early_conv.conv.",
@@ -83,15 +84,9 @@ def convert_official(state: dict[str, Tensor], image_size: int | None = None) ->
     for name in ("focusing.latent_embedding", "cls_token"):
         if name in converted:
             converted[name] = converted[name].flatten()
-    problems = [f"missing {key}" for key in expected.keys() - converted.keys()]
-    problems += [f"unexpected {key}" for key in converted.keys() - expected.keys()]
-    problems += [
-        f"{key} has shape {tuple(converted[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected.keys() & converted.keys()
-        if converted[key].shape != expected[key].shape
-    ]
-    if problems:
-        raise ValueError(f"not a bootstrapped SparseFormer checkpoint: {'; '.join(sorted(problems)[:8])}")
+    asked, found = ({name: tuple(value.shape) for name, value in state.items()} for state in (expected, converted))
+    if misfit := find_misfit(asked, found):
+        raise ValueError(f"not a bootstrapped SparseFormer checkpoint: {misfit}")
     require_numbers(converted, "the checkpoint")
     model = SparseFormerModel(config)
     model.load_state_dict(converted)

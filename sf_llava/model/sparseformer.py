@@ -136,8 +136,8 @@ class SparseFormerModel(PreTrainedModel):
         layers = _layers_to_keep(output_hidden_states, len(self.cortex))
         features = self.early_conv(pixel_values.to(self.early_conv.conv.weight.dtype))
         focus = self.focusing(features)
-        tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), focus.latents], dim=1)
-        tokens, hidden_states = self._run_cortex(tokens, layers)
+        starting_tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), focus.latents], dim=1)
+        tokens, hidden_states = self._run_cortex(starting_tokens, layers)
         cls = None if tokens is None else self.norm(tokens[:, 0])
         output = SparseFormerOutput(
             image_embeds=self.projection(cls) if cls is not None and self.config.projection_dim else cls,

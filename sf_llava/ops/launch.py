@@ -55,14 +55,26 @@ def mix_backward(
     parameters, grad = parameters.contiguous(), grad.contiguous()
     sizes = _mixing_sizes(features, offsets, parameters)
     atomic, d_features, pixels = _feature_gradient(features, offsets)
-    gradients = tuple(map(torch.empty_like, (rois, offsets, parameters)))
+    d_rois, d_offsets, d_parameters = map(torch.empty_like, (rois, offsets, parameters))
     shape = (0,) if atomic else (*offsets.shape[:3], features.shape[3])
     d_samples = features.new_empty(shape, dtype=torch.float32)
-    tensors = (grad, features, d_features, rois, offsets, parameters, *gradients, d_samples, pixels)
+    tensors = (
+        grad,
+        features,
+        d_features,
+        rois,
+        offsets,
+        parameters,
+        d_rois,
+        d_offsets,
+        d_parameters,
+        d_samples,
+        pixels,
+    )
     _run(kernels.mix_backward_kernel, features, offsets, tensors, ATOMIC=atomic, **sizes)
     if not atomic:
         _gather_feature_gradient(d_samples, pixels, d_features)
-    return d_features.to(features.dtype), *gradients
+    return d_features.to(features.dtype), d_rois, d_offsets, d_parameters
 
 
 def _prepare(features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

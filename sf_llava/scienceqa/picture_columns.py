@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-NAMES = ("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "figure", "bytes")
-NAMES += ("image_path", "img_path", "image_file", "image_bytes", "image_base64", "decoded_image")
+NAMES = (
+    *("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "figure", "bytes"),
+    *("image_path", "img_path", "image_file", "image_bytes", "image_base64", "decoded_image"),
+)
 """Names that promise pictures, whatever the column holds."""
 _BASE64 = ("data:image/", "/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")  # JPEG, PNG, GIF, WebP
 

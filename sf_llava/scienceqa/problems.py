@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, SupportsInt
 
 from PIL import Image
 
@@ -87,8 +87,8 @@ def read_id(value: object, where: str) -> str:
     """
     if isinstance(value, str) and value:
         return _text(value, f"the id of {where}")
-    if _is_whole(value):
-        return str(int(value))
+    if (number := _whole(value)) is not None:
+        return str(number)
     raise ValueError(f"{where} has no id: expected a text or a whole number, not {_kind(value)}")
 
 
@@ -156,16 +156,21 @@ def _meanings(value: object, choices: tuple[str, ...]) -> set[int]:
         meanings = {index for index, choice in enumerate(choices) if choice.strip() == text}
         meanings |= {LETTERS.index(letter)} if len(letter) == 1 and letter in LETTERS else set()
         return meanings | ({int(text)} if text.isascii() and text.isdigit() and len(text) < 10 else set())
-    return {int(value)} if _is_whole(value) else set()
+    number = _whole(value)
+    return set() if number is None else {number}
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value)
+def _whole(value: object) -> int | None:
+    """The whole number that a cell holds, however it is stored; None where it is something else."""
+    if not (isinstance(value, Real) and isinstance(value, SupportsInt)) or isinstance(value, bool):
+        return None
+    return int(value) if math.isfinite(value) and value == int(value) else None
 
 
 def _read_grade(value: object) -> int:
     """Read ``grade7`` or 7; 0 for anything else, which stands for a grade that is not known."""
-    grade = str(int(value)) if _is_whole(value) else value
+    number = _whole(value)
+    grade = value if number is None else str(number)
     grade = grade.removeprefix("grade") if isinstance(grade, str) else ""
     return int(grade) if grade.isascii() and grade.isdigit() and len(grade) < 4 else 0
 

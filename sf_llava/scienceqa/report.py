@@ -44,8 +44,8 @@ def print_kinds(scores: Mapping[str, dict[str, Any]]) -> None:
     right: dict[tuple[bool, str], dict[str, list[bool]]] = {}
     for name, score in scores.items():
         for id, answer in score["answers"].items():
-            kind = right.setdefault((not answer["image"], kind_of(id)), {})
-            kind.setdefault(name, []).append(answer["correct"])
+            columns = right.setdefault((not answer["image"], kind_of(id)), {})
+            columns.setdefault(name, []).append(answer["correct"])
     rows = []
     for (text_only, kind), columns in sorted(right.items()):
         shares = (columns.get(name) for name in scores)

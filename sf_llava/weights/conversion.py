@@ -24,9 +24,9 @@ def check_output(output: str | Path, sources: Iterable[str | Path]) -> None:
         ValueError: what lies at ``output``, or its place beside a source, forbids writing there.
         OSError: its folder may not be written to.
     """
-    output, sources = Path(output), [Path(source) for source in sources]
+    output, read = Path(output), [Path(source) for source in sources]
     place = output.resolve()
-    for source in sources:
+    for source in read:
         if source.exists() and (place == source.resolve() or place in source.resolve().parents):
             raise ValueError(f"{output} is, or holds, what is read ({source}): name another output")
         if source.is_dir() and source.resolve() in place.parents:
@@ -35,7 +35,7 @@ def check_output(output: str | Path, sources: Iterable[str | Path]) -> None:
         raise ValueError(f"{output} is a link: name the directory itself, or another output")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file, not a directory: name another output")
-    if output.is_dir() and any(output.iterdir()) and (reason := _not_ours(output, sources[0])):
+    if output.is_dir() and any(output.iterdir()) and (reason := _not_ours(output, read[0])):
         raise ValueError(f"{output} is kept, for {reason}: name another output, or remove it yourself")
     require_writable(output)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava.files import read_json_object
-from sf_llava.weights.tensor_files import read_state_dict, some
+from sf_llava.weights.fit import some
+from sf_llava.weights.tensor_files import read_state_dict
 
 WEIGHTS = (  # in the order in which transformers looks for them
     "model.safetensors",

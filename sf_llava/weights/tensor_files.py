@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sf_llava.files import regular_size
+from sf_llava.weights.fit import some
 
 LARGEST_PICKLE = 1 << 28  # bytes; names and shapes alone, of half a million tensors and more
 LARGEST_LEGACY = 1 << 33  # bytes; the format before torch 1.6 cannot be mapped
@@ -79,11 +80,6 @@ def require_numbers(state: Mapping[str, Tensor], source: str | Path) -> None:
     wrong = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if wrong:
         raise ValueError(f"{source} holds weights that are NaN or infinite: {some(wrong)}")
-
-
-def some(names: Sequence[str], shown: int = 4) -> str:
-    """Name the first few."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _read(path: Path) -> Any:

@@ -82,6 +82,8 @@ def zero_shot_task(
     """
     if not len(images):
         raise ValueError("the data set has no images to evaluate on")
+    classifier: Tensor | None = None
+    prompts: tuple[str, ...] = ()
     if teacher.num_classes:
         if classes or templates:
             raise ValueError(f"{teacher.name} brings its own classifier; class names and templates do not apply to it")
@@ -89,7 +91,6 @@ def zero_shot_task(
         labels, matched = match_labels(images, own)
         if matched == "name":  # the data set's own names, which the teacher does not know
             matched = "position"
-        classifier, prompts = None, ()
     else:
         own = class_set(classes) if classes else find_class_set(images)
         labels, matched = match_labels(images, own)
@@ -151,8 +152,8 @@ def match_labels(images: LabelledImages, classes: ClassSet) -> tuple[list[int], 
                 f"{len(classes.class_names)} classes, numbered from 0"
             )
         return [numbers[label] for label in images.labels], "number"
-    known = {_plain(name) for name in (*classes.class_names, *classes.ids)}
-    unknown = [name for name in images.class_names if _plain(name) not in known]
+    spelt = {_plain(name) for name in (*classes.class_names, *classes.ids)}
+    unknown = [name for name in images.class_names if _plain(name) not in spelt]
     if len(images.class_names) == len(classes.class_names) == len(unknown):
         return list(images.labels), "position"
     problem = "not all are found there by name" if unknown else "their names do not tell which is which"
@@ -209,7 +210,7 @@ def _notes(class_names: Sequence[str], labels: list[int], matched: str, has_prom
 def _own_classes(teacher: Teacher, images: LabelledImages) -> ClassSet:
     """Name the outputs of a classification teacher: by ImageNet's synset ids where it is one, else by the data set."""
     ids = synset_ids(teacher.num_classes)
-    names = images.class_names
+    names: Sequence[str] = images.class_names
     if len(names) != teacher.num_classes or _are_numbers(names) or not set(ids).isdisjoint(names):
         names = ids or [str(number) for number in range(teacher.num_classes)]
     return ClassSet("the teacher's own", tuple(names), (), ids)

@@ -27,7 +27,7 @@ def test_an_encoder_and_its_run_load_alike(encoder_dir):
 
 
 def test_an_absent_encoder_says_how_to_make_one(tmp_path):
-    with pytest.raises(ValueError, match=r"no encoder at .*bootstrap_clip"):
+    with pytest.raises(ValueError, match=r"no encoder at .*sf-llava bootstrap"):
         load_encoder(tmp_path / "nothing")
 
 
@@ -149,7 +149,7 @@ def test_whole_numbers_are_no_weights(encoder_dir, dtype):
     ("fields", "sentence"),
     [
         (dict(num_hidden_layers=10**9), "num_hidden_layers"),
-        (dict(num_hidden_layers=200), "missing cortex"),
+        (dict(num_hidden_layers=200), "missing: cortex"),
         (dict(num_latents=60_000), r"\(16, 4\), not \(60000, 4\)"),
         (dict(model_type="clip_vision_model"), "type 'clip_vision_model'"),
         (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantised"),

@@ -65,7 +65,7 @@ def test_loading_is_strict(golden_dir, damage):
         state["layers.0.adaptive_mixing.m_beta"] = torch.zeros(64)
     else:
         state["norm.bias"] = torch.zeros(3)
-    named = {"missing": "mlp.fc1.bias", "unexpected": "m_beta", "shape": "norm.bias has shape"}[damage]
+    named = {"missing": "mlp.fc1.bias", "unexpected": "m_beta", "shape": r"norm.bias \(3,\), not \(128,\)"}[damage]
     with pytest.raises(ValueError, match=named):
         convert_official(state)
 

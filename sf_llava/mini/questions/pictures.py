@@ -159,18 +159,18 @@ def _count(scene: Scene, draws: Draws) -> Draft | None:
 
 
 def _where(scene: Scene, draws: Draws) -> Draft | None:
-    named = [thing for thing in _unique(_drawn(scene), "shape") if _corner(thing)]
+    named = [(thing, corner) for thing in _unique(_drawn(scene), "shape") if (corner := _corner(thing))]
     if not named:
         return None
-    thing = draws.choice(named)
+    thing, answer = draws.choice(named)
     return Draft(
         kind="where",
         subject="natural science",
         grade=5,
         question=f"Where is the {thing.shape}?",
-        answer=_corner(thing),
-        distractors=tuple(corner for corner in CORNERS if corner != _corner(thing)),
-        solution=f"The {thing.shape} is at the {_corner(thing)}.",
+        answer=answer,
+        distractors=tuple(corner for corner in CORNERS if corner != answer),
+        solution=f"The {thing.shape} is at the {answer}.",
     )
 
 

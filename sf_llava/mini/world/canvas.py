@@ -27,7 +27,7 @@ class DrawnObject:
         box: ``x0, y0, x1, y1`` in pixels, x1 and y1 exclusive.
         value: a bar's height in units of the chart's grid, otherwise 0.
         place: a region's compass name (``south west``), otherwise empty.
-        region: index of the map region a marker stands in, otherwise None.
+        region: index of the map region a marker stands in, otherwise -1.
     """
 
     shape: str
@@ -36,7 +36,7 @@ class DrawnObject:
     box: tuple[int, int, int, int]
     value: int = 0
     place: str = ""
-    region: int | None = None
+    region: int = -1
 
     @property
     def center(self) -> tuple[float, float]:
@@ -110,7 +110,7 @@ class Canvas:
         """Give the pixels at least half covered by ``mask`` to object ``index``; its tight box comes back."""
         covered = mask >= 0.5
         self.owner[y : y + mask.shape[0], x : x + mask.shape[1]][covered] = index
-        rows, columns = covered.any(axis=1).nonzero()[0], covered.any(axis=0).nonzero()[0]
+        rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
         return int(x + columns[0]), int(y + rows[0]), int(x + columns[-1]) + 1, int(y + rows[-1]) + 1
 
     def line(self, start: tuple[float, float], end: tuple[float, float], width: float, colour: np.ndarray) -> None:

@@ -52,7 +52,9 @@ def draw_diagram(draws: Draws, label: int | None) -> Scene:
     return Scene(canvas.finish(), canvas.owner, tuple(objects), "diagram", kind, arrow)
 
 
-def _paint(canvas: Canvas, draws: Draws, index: int, shape: str, colour: str, radius: int, at: tuple[int, int]):
+def _paint(
+    canvas: Canvas, draws: Draws, index: int, shape: str, colour: str, radius: int, at: tuple[int, int]
+) -> tuple[int, int, int, int]:
     """Paint one shape as an outline, or filled with or without an inked border; its tight box comes back."""
     angle, style = draws.choice(ANGLES), draws.integer(3)
     x, y = at[0] - radius, at[1] - radius
@@ -144,9 +146,9 @@ def _map(canvas: Canvas, draws: Draws) -> list[DrawnObject]:
         radius = draws.choice(RADII["small"])
         _, x, y = layout[home]
         first, last = lattice_range(radius)
-        wanted = IMAGE_SIZE * x + draws.uniform(-5, 5), IMAGE_SIZE * y + draws.uniform(-4, 4)
-        at = tuple(LATTICE * min(max(round(value / LATTICE), first), last) for value in wanted)
+        wanted_x, wanted_y = IMAGE_SIZE * x + draws.uniform(-5, 5), IMAGE_SIZE * y + draws.uniform(-4, 4)
+        at_x, at_y = (LATTICE * min(max(round(value / LATTICE), first), last) for value in (wanted_x, wanted_y))
         colour, shape = draws.choice([name for name in COLOUR_NAMES if name not in colours]), draws.choice(SHAPES)
-        box = _paint(canvas, draws, len(objects), shape, colour, radius, at)
+        box = _paint(canvas, draws, len(objects), shape, colour, radius, (at_x, at_y))
         objects.append(DrawnObject(shape, colour, "small", box, region=home))
     return objects

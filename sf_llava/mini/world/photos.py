@@ -54,6 +54,7 @@ def _ground(draws: Draws) -> np.ndarray:
     """A ground of one of four kinds: plain, gradient, low-frequency texture, stripes. (64, 64, 3) float32"""
     first, second = _muted(draws), _muted(draws)
     kind, turn = draws.integer(4), draws.uniform(0, 2 * math.pi)
+    weight: np.ndarray  # of the second colour, [64, 64]
     if kind == 0:
         weight = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     elif kind == 1:
