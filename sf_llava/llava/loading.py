@@ -26,7 +26,7 @@ from sf_llava.devices import as_dtype_to_load
 from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.original_tokens import load_tokenizer
-from sf_llava.llava.original_towers import PREFIX, Tower, describe_tower
+from sf_llava.llava.original_towers import PREFIX, NamedTower, describe_tower
 from sf_llava.model.loading import HUB_NAME
 from sf_llava.weights.conversion import check_output, write_conversion
 from sf_llava.weights.fit import describe_misfit, some
@@ -161,7 +161,7 @@ def convert_llava(
     return model
 
 
-def read_config(raw: Mapping[str, Any], tower: Tower) -> LlavaConfig:
+def read_config(raw: Mapping[str, Any], tower: NamedTower) -> LlavaConfig:
     """Build transformers' config from an original one."""
     if not str(raw.get("model_type")).startswith("llava") or raw["model_type"] in ("llava_mpt", "llava_mistral"):
         raise ValueError(f"only LLaVA on Llama or Vicuna is supported, not model_type {raw.get('model_type')!r}")
@@ -203,7 +203,11 @@ def _read_text_config(raw: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _complete(
-    model: LlavaForConditionalGeneration, path: str | Path, config: LlavaConfig, tower: Tower, report: Mapping[str, Any]
+    model: LlavaForConditionalGeneration,
+    path: str | Path,
+    config: LlavaConfig,
+    tower: NamedTower,
+    report: Mapping[str, Any],
 ) -> None:
     """Fill what an original directory may leave out: the tower's weights, the identity behind a linear projector."""
     missing = set(report["missing_keys"])
@@ -223,7 +227,7 @@ def _complete(
     _check_report(path, dict(report) | {"missing_keys": missing - in_tower})
 
 
-def _put_tower(model: LlavaForConditionalGeneration, tower: Tower) -> None:
+def _put_tower(model: LlavaForConditionalGeneration, tower: NamedTower) -> None:
     """Load the tower from where the config says it is; the module in place is kept, with its device and dtype."""
     weights = tower.load_weights()
     with torch.no_grad():
