@@ -117,11 +117,12 @@ def _measure(built: Built, batch_size: int, mode: str, device: str, repeats: int
 
 def _prepare(encoder: nn.Module, pixels: Tensor, mode: str) -> Callable[[], object]:
     """Make a function that embeds ``pixels`` in one of the modes; compiling and capturing happen here."""
+    embed: Callable[[Tensor], object] = encoder
     if mode == "compiled":
-        encoder = torch.compile(encoder, fullgraph=isinstance(encoder, SparseFormerModel), dynamic=False)
+        embed = torch.compile(encoder, fullgraph=isinstance(encoder, SparseFormerModel), dynamic=False)
 
     def function() -> object:
-        return encoder(pixels)
+        return embed(pixels)
 
     return capture(function) if mode == "graph" else function
 

@@ -125,7 +125,7 @@ def _measure(
     device: str,
     repeats: int,
 ) -> dict[str, Any]:
-    dtype = projector.weight.dtype
+    dtype = next(projector.parameters()).dtype
     pixels = torch.randn(batch, 3, tower.image_size, tower.image_size, device=device, dtype=dtype)
 
     def see() -> Tensor:

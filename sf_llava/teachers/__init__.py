@@ -1,5 +1,6 @@
 """Teachers by name: CLIP and AugReg vision transformers of open_clip, transformers and timm behind one contract."""
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,7 @@ def load_teacher(name: str, *, dtype: "torch.dtype | str" = "fp32", device: "str
             where one is needed, or a model that is not a plain ViT. The message says what to do.
     """
     family, spec = _parse(name)
-    if family == "open_clip":
-        from sf_llava.teachers import open_clip_teacher as adapter
-    elif family == "transformers":
-        from sf_llava.teachers import transformers_teacher as adapter
-    else:
-        from sf_llava.teachers import timm_teacher as adapter
+    adapter = importlib.import_module(f"sf_llava.teachers.{family}_teacher")
     return adapter.load(name, spec, as_dtype(dtype)).to(device)
 
 
