@@ -134,8 +134,8 @@ class SparseFormerConfig(PretrainedConfig):
         self.mixing_points = mixing_points
         self.projection_dim = projection_dim
         self.num_classes = num_classes
-        self.image_mean = image_mean
-        self.image_std = image_std
+        self.image_mean: tuple[float, ...] = image_mean  # type: ignore[assignment]  # checked below, then a tuple
+        self.image_std: tuple[float, ...] = image_std  # type: ignore[assignment]
         self.interpolation = interpolation
         self.crop_fraction = crop_fraction
         self.initializer_range = initializer_range

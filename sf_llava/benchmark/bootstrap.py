@@ -8,6 +8,7 @@ on a GPU are the same: bytes kept for the backward, and the peak beyond weights 
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _measure(name: str, batch_size: int, data: str, device: str, dtype: torch.dt
     kept, peaks = {}, {}
     for key, path in PATHS.items():
         optimizer.zero_grad()
-        kept[key] = kept_for_backward(lambda path=path: loss(path), student.parameters())
+        kept[key] = kept_for_backward(partial(loss, path), student.parameters())
         peaks[key] = peak_memory(learn(path), device)
     return {
         "pair": name,

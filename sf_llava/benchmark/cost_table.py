@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sf_llava.configuration import PRESETS, preset
 from sf_llava.model import SparseFormerModel
@@ -35,6 +36,7 @@ class Cost:
         """Build the encoder without memory for its weights, count it."""
         with torch.device("meta"):
             is_ours = self.encoder in PRESETS
+            model: nn.Module
             if is_ours:
                 model = SparseFormerModel(preset(self.encoder, num_latents=self.num_latents))
             else:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sf_llava.benchmark.timing import capture, interleave, paired_ratio, peak_memory
 from sf_llava.configuration import preset
+from sf_llava.extras import require
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds
 from sf_llava.report import device_name, plot_throughput, report, save
@@ -57,6 +58,7 @@ def run(
 
     The file is written again after every row. With ``compiled`` alone its name ends so: compiling takes minutes.
     """
+    require("the plot of this table", "matplotlib")
     torch.manual_seed(seed)
     largest = max(batch_sizes)
     rows: list[dict[str, Any]] = []
@@ -117,11 +119,12 @@ def _measure(built: Built, batch_size: int, mode: str, device: str, repeats: int
 
 def _prepare(encoder: nn.Module, pixels: Tensor, mode: str) -> Callable[[], object]:
     """Make a function that embeds ``pixels`` in one of the modes; compiling and capturing happen here."""
+    embed: Callable[[Tensor], object] = encoder
     if mode == "compiled":
-        encoder = torch.compile(encoder, fullgraph=isinstance(encoder, SparseFormerModel), dynamic=False)
+        embed = torch.compile(encoder, fullgraph=isinstance(encoder, SparseFormerModel), dynamic=False)
 
     def function() -> object:
-        return encoder(pixels)
+        return embed(pixels)
 
     return capture(function) if mode == "graph" else function
 

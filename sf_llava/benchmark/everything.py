@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sf_llava.benchmark.targets import judge
 from sf_llava.files import make_directory, write_json
@@ -104,7 +104,7 @@ def _run(step: Step, limit: float) -> dict[str, Any]:
         start_new_session=True,
     )
     lines: list[str] = []
-    reader = threading.Thread(target=_show, args=(process, lines), daemon=True)
+    reader = threading.Thread(target=_show, args=(process.stdout, lines), daemon=True)
     reader.start()
     try:
         code = process.wait(limit)
@@ -120,7 +120,7 @@ def _run(step: Step, limit: float) -> dict[str, Any]:
     return result if outcome == "done" else result | {"output": lines[-40:]}
 
 
-def _show(process: subprocess.Popen, lines: list[str]) -> None:
-    for line in process.stdout:
+def _show(output: IO[str], lines: list[str]) -> None:
+    for line in output:
         print(line, end="", flush=True)
         lines.append(line.rstrip())

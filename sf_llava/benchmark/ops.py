@@ -8,6 +8,7 @@ with caches as warm as they are from one iteration of the encoder to the next.
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SIZES = {"sf-mini": (16, 16), "sf-b-49 @224": (48, 56), "sf-l-64 @224": (64, 56)
 """Latents and the side of the feature map."""
 PATHS = {"plain": "reference", "ours": "auto", "fused": "op"}
 PARTS = ("forward", "forward and backward")
-OPS = {"sample_points": sample_points, "sample_and_mix": sample_and_mix}
+OPS: dict[str, Callable[..., Tensor]] = {"sample_points": sample_points, "sample_and_mix": sample_and_mix}
 
 
 def run(
@@ -52,7 +53,8 @@ def run(
 
 
 def _measure(name: str, size: str, batch: int, device: str, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    op, tensors = OPS[name], _inputs(*SIZES[size], batch, device, dtype)
+    op: Callable[..., Tensor] = OPS[name]
+    tensors = _inputs(*SIZES[size], batch, device, dtype)
     tensors = tensors if name == "sample_and_mix" else tensors[:3]
     with torch.no_grad():
         result = op(*tensors)
@@ -73,14 +75,15 @@ def _measure(name: str, size: str, batch: int, device: str, dtype: torch.dtype, 
     def both(path: str) -> Callable[[], object]:
         return lambda: torch.autograd.grad(call(path)(), tensors, grad)
 
-    for part, make in zip(PARTS, (forward, both), strict=True):
+    makers: tuple[Callable[[str], Callable[[], object]], ...] = (forward, both)
+    for part, make in zip(PARTS, makers, strict=True):
         bytes_moved = moved["forward"] + (moved["backward"] if make is both else 0)
         source = torch.empty(bytes_moved // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        functions = {
+        functions: dict[str, Callable[[], object]] = {
             "plain": make("reference"),
             "ours": make("auto"),
-            "copy": lambda target=target, source=source: target.copy_(source),
+            "copy": partial(target.copy_, source),
         }
         calls = 1
         if torch.device(device).type == "cuda":

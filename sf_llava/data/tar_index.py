@@ -55,7 +55,8 @@ def _members(shard: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(shard, "r:") as tar:
             end = 0
             while (member := tar.next()) is not None:
-                tar.members = []  # or tarfile would keep every header
+                # tarfile would keep every header; typeshed does not list this attribute, which every version has.
+                tar.members = []  # type: ignore[attr-defined]
                 if tar.offset <= end:
                     raise tarfile.ReadError(f"the member at byte {end:,} ends before it begins")
                 end = tar.offset

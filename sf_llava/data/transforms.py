@@ -33,8 +33,8 @@ class Preprocessing:
     """
 
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_fraction: float = 1.0
 
@@ -82,9 +82,9 @@ class Preprocessing:
             parts.append((first - start, last - start))
         (left, right), (top, bottom) = kept
         image = image.crop((left, top, right, bottom))
-        (left, right), (top, bottom) = parts
+        (from_x, to_x), (from_y, to_y) = parts
         square = self.image_size, self.image_size
-        return image.resize(square, INTERPOLATIONS[self.interpolation], box=(left, top, right, bottom))
+        return image.resize(square, INTERPOLATIONS[self.interpolation], box=(from_x, from_y, to_x, to_y))
 
     def resize(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         """Resize to ``size`` (width, height) with this preprocessing's interpolation."""
@@ -156,5 +156,5 @@ def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     return image if box == (0, 0, *image.size) else image.crop(box)
 
 
-def _per_channel(values: tuple[float, float, float]) -> Tensor:
+def _per_channel(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)

@@ -134,21 +134,24 @@ def record(turn: Turn) -> dict:
 
 def focus(picture: Picture, view: View) -> str:
     """Where the SparseFormer looked in a picture: RoIs by iteration, and the points of the last sampling."""
+    rois, sampled = view.rois, view.points
+    if rois is None or sampled is None:
+        return NO_FOCUS
     name = escape(picture.name)
-    last = len(view.rois) - 1
+    last = len(rois) - 1
     panels = [("what it saw", f"The square view of {name}", visualize.plain(view.square, size=PANEL))]
     for stage in range(last + 1):
         caption = "start" if stage == 0 else f"iteration {stage}"
-        drawn = visualize.draw_rois(view.square, view.rois[: stage + 1], size=PANEL)
-        panels.append((caption, f"{view.rois.shape[1]} regions of interest on {name}: {caption} of {last}", drawn))
-    points = visualize.draw_rois(view.square, None, view.points, size=PANEL)
-    panels.append(("sampling points", f"{view.points[..., 0].numel()} points of the last sampling on {name}", points))
+        drawn = visualize.draw_rois(view.square, rois[: stage + 1], size=PANEL)
+        panels.append((caption, f"{rois.shape[1]} regions of interest on {name}: {caption} of {last}", drawn))
+    points = visualize.draw_rois(view.square, None, sampled, size=PANEL)
+    panels.append(("sampling points", f"{sampled[..., 0].numel()} points of the last sampling on {name}", points))
     figures = "".join(
         f'<figure tabindex="0"><img src="{data_uri(image)}" alt="{alt}" width="{PANEL}" height="{PANEL}">'
         f"<figcaption>{caption}</figcaption></figure>"
         for caption, alt, image in panels
     )
-    latents = view.rois.shape[1]
+    latents = rois.shape[1]
     return (
         f'<section class="focus" aria-label="What the encoder looked at"><p>Where the SparseFormer looked: {latents} '
         "latents and their regions of interest, one colour each; a line is the way of a centre.</p>"

@@ -46,7 +46,8 @@ def listen(host: str, port: int | None) -> socket.socket:
                 if error.errno == errno.EADDRINUSE:  # not at this name's next address: a browser might take the first
                     break
     ports = f"port {port}" if port is not None else f"a port from {FIRST_PORT} to {FIRST_PORT + TRIES - 1}"
-    raise OSError(f"cannot listen at {ports} of {host}: {problem.strerror}; name another one with `port`") from problem
+    reason = problem.strerror if problem else "it has no address"
+    raise OSError(f"cannot listen at {ports} of {host}: {reason}; name another one with `port`") from problem
 
 
 def address(host: str, port: int) -> str:
@@ -89,15 +90,16 @@ class Server:
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
-        threading.Thread(target=self._run).start()  # no daemon, nor are its children: none is cut off within torch
-        while not self._server.started:
+        server = self._server = uvicorn.Server(config)
+        # No daemon, nor are its children: none is cut off within torch.
+        threading.Thread(target=self._run, args=(server,)).start()
+        while not server.started:
             if self._ended.wait(0.01):
                 raise RuntimeError("the page cannot be served: it did not start")
 
-    def _run(self) -> None:
+    def _run(self, server: uvicorn.Server) -> None:
         try:
-            self._server.run([self._listener])
+            server.run([self._listener])
         finally:
             self._ended.set()
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sf_llava.data import CorruptImageError, ImageSource
 from sf_llava.data.loading import wait_of, watch
 from sf_llava.data.transforms import Preprocessing
+from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 
 Outputs = list[tuple[Tensor, Tensor | None]]
@@ -59,7 +60,7 @@ def teacher_encoder(teacher: Teacher) -> Encoder:
     return Encoder("teacher", teacher, read, teacher.preprocessing, teacher.num_patches, teacher.num_parameters())
 
 
-def student_encoder(student: nn.Module, teacher: Teacher, name: str = "student") -> Encoder:
+def student_encoder(student: SparseFormerModel, teacher: Teacher, name: str = "student") -> Encoder:
     """Compare a ``SparseFormerModel`` with the teacher it was bootstrapped from.
 
     Raises:

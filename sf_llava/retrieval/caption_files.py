@@ -113,9 +113,9 @@ def _find_images(path: str, names: list[list[str]], folders: Sequence[str]) -> F
             f"{len(missing):,} of {len(names):,} images of {path} are missing ({', '.join(missing[:3])}"
             f"{' ...' if len(missing) > 3 else ''}); looked in {looked}. Name the folders that hold them with `images`"
         )
-    paths = [os.path.abspath(file) for file in found]
-    root = os.path.commonpath([os.path.dirname(file) for file in paths])
-    return FolderImages(Path(root), PackedStrings(os.path.relpath(file, root) for file in paths))
+    paths = [os.path.abspath(file) for file in found if file is not None]
+    top = os.path.commonpath([os.path.dirname(file) for file in paths])
+    return FolderImages(Path(top), PackedStrings(os.path.relpath(file, top) for file in paths))
 
 
 def _nearby(path: Path) -> list[Path]:

@@ -88,7 +88,7 @@ def gather(
         if not isinstance(identity, Hashable):
             raise ValueError(f"{name}: the id of image {description} must be a number or a text; it is {identity!r}")
         ids[identity] += 1
-        good = [text.strip() for text in texts if _is_text(text)]
+        good = [text.strip() for text in texts if isinstance(text, str) and _is_text(text)]
         if len(good) < len(texts):
             left_out.setdefault("captions that are blank or no text are left out, of", []).append(description)
         if len(good) > CAPTIONS_AN_IMAGE:

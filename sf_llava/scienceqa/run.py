@@ -98,7 +98,7 @@ class Answerer:
     def answer(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], seed: int) -> list[str]:
         """Answer a batch of prompts with their images."""
         inputs = encode_prompts(self.processor, prompts, images).to(self.model.device)
-        sampling = dict(do_sample=False)
+        sampling: dict[str, Any] = dict(do_sample=False)
         if self.generation.temperature > 0:
             torch.manual_seed(seed)
             sampling = dict(do_sample=True, temperature=self.generation.temperature)

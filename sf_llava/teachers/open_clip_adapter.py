@@ -73,10 +73,11 @@ class OpenClipVisual(nn.Module):
         ``freeze_bn_stats`` is part of the interface; there are no batch norms.
         """
         student = self.student
+        cortex: list[nn.Module | nn.Parameter] = list(student.cortex)
         groups: list[list[nn.Module | nn.Parameter]] = [
             [student.early_conv, student.focusing, student.cls_token],
-            *([block] for block in student.cortex[:-1]),
-            [student.cortex[-1], student.norm],
+            *([block] for block in cortex[:-1]),
+            [cortex[-1], student.norm],
             [student.projection],
         ]
         self.requires_grad_(False)

@@ -56,8 +56,10 @@ class OpenClipTeacher(Teacher):
     """A CLIP of open_clip whose image tower is a plain ViT."""
 
     has_text = True
+    clip: Any  # open_clip's model, whose parts torch types as Tensor | Module
+    tokenizer: Any
 
-    def __init__(self, name: str, clip: nn.Module, tokenizer_name: str, preprocess: dict[str, Any]) -> None:
+    def __init__(self, name: str, clip: Any, tokenizer_name: str, preprocess: dict[str, Any]) -> None:
         """Wrap a loaded model.
 
         Args:
@@ -119,13 +121,15 @@ class OpenClipTeacher(Teacher):
 
 @dataclass
 class _Source:
-    """Where a teacher comes from: architecture, weights (a file, or a tag still to be fetched), and what they need."""
+    """Where a teacher comes from: architecture, weights, and what they need.
+
+    The weights are a file, or a tag of open_clip whose file is still to be fetched.
+    """
 
     config: dict[str, Any]
     tokenizer_name: str
     preprocess: dict[str, Any]
-    file: Path | None = None
-    tag: dict[str, Any] | None = None
+    weights: Path | dict[str, Any]
 
 
 def load(name: str, spec: str, dtype: torch.dtype) -> OpenClipTeacher:
@@ -137,7 +141,7 @@ def load(name: str, spec: str, dtype: torch.dtype) -> OpenClipTeacher:
     """
     source = _from_directory(name, Path(spec)) if Path(spec).is_dir() else _from_model(name, *_split(spec))
     _require_vit(name, source.config)
-    file = source.file or _download(name, source.tag)
+    file = source.weights if isinstance(source.weights, Path) else _download(name, source.weights)
     clip = _build(name, source.config, _read_weights(file, source.config), file)
     return OpenClipTeacher(name, clip.to(dtype), source.tokenizer_name, source.preprocess)
 
@@ -156,7 +160,7 @@ def _from_model(name: str, model: str, weights: str) -> _Source:
     tag = get_pretrained_cfg(model, weights) if weights else {}
     if tag:
         _require_same_activation(name, config, bool(tag.get("quick_gelu")), f"open_clip's entry for {weights}")
-        return _Source(config, model, merge_preprocess_dict(PreprocessCfg(), tag), tag=tag)
+        return _Source(config, model, merge_preprocess_dict(PreprocessCfg(), tag), tag)
     file = Path(weights)
     if not weights or not file.is_file():
         tags = ", ".join(list_pretrained_tags_by_model(model)) or "none"
@@ -168,7 +172,7 @@ def _from_model(name: str, model: str, weights: str) -> _Source:
         _require_same_activation(name, config, bool(own.get("quick_gelu")), f"the {CONFIG_FILE} beside the file")
     if is_torchscript(file):
         _require_same_activation(name, config, True, "a TorchScript archive is OpenAI's")
-    return _Source(config, model, merge_preprocess_dict(preprocess, {}), file=file)
+    return _Source(config, model, merge_preprocess_dict(preprocess, {}), file)
 
 
 def _from_directory(name: str, directory: Path) -> _Source:
@@ -185,7 +189,7 @@ def _from_directory(name: str, directory: Path) -> _Source:
         raise ValueError(f"{directory} holds no weights; expected one of {', '.join(names)}")
     if is_torchscript(files[0]):
         _require_same_activation(name, config, True, "a TorchScript archive is OpenAI's")
-    return _Source(config, f"local-dir:{directory}", preprocess, file=files[0])
+    return _Source(config, f"local-dir:{directory}", preprocess, files[0])
 
 
 def _read_config(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -263,7 +267,7 @@ def _require_layers(name: str, config: dict[str, Any], num_tensors: int) -> None
             raise ValueError(f"{name}: its {tower} has layers={layers!r}, its weights are {num_tensors} tensors")
 
 
-def _require_plain(name: str, visual: nn.Module) -> None:
+def _require_plain(name: str, visual: Any) -> None:
     if not isinstance(visual, VisionTransformer):
         raise unsupported(name, f"its image tower is a {type(visual).__name__}")
     if visual.attn_pool is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -47,7 +47,10 @@ TEXTS_AT_ONCE = 256
 class TransformersTeacher(Teacher):
     """A CLIP of transformers."""
 
-    def __init__(self, name: str, clip: nn.Module, path: str) -> None:
+    clip: Any  # transformers' model, whose parts torch types as Tensor | Module
+    tokenizer: Any
+
+    def __init__(self, name: str, clip: Any, path: str) -> None:
         """Wrap a loaded model.
 
         Args:
@@ -131,7 +134,7 @@ def load(name: str, path: str, dtype: torch.dtype) -> TransformersTeacher:
         return TransformersTeacher(name, _load_model(name, path, local, dtype), path)
 
 
-def _load_model(name: str, path: str, local: bool, dtype: torch.dtype) -> nn.Module:
+def _load_model(name: str, path: str, local: bool, dtype: torch.dtype) -> Any:
     if local:
         check_json_files(path)
     model_class = MODELS[_model_type(name, path)]

@@ -180,8 +180,11 @@ class _Unpickler(pickle.Unpickler):
         for _ in _globals_in(BytesIO(description)):  # absurd numbers in it are found before they are used
             pass
         super().__init__(BytesIO(description))
-        self.persistent_load = storage
+        self._storage = storage
         self.torchscript = torchscript
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        return self._storage(pid)
 
     def find_class(self, module: str, name: str) -> Any:
         if self.torchscript and module.partition(".")[0] == "__torch__":
@@ -194,9 +197,9 @@ def _globals_in(stream: BinaryIO) -> Iterator[tuple[str, str]]:
     limit = LARGEST_PICKLE >> 3
     for operation, argument, _ in pickletools.genops(stream):
         if operation.name in ("GLOBAL", "INST"):
-            module, _, name = argument.partition(" ")
+            module, _, name = str(argument).partition(" ")
             yield module, name
-        elif "PUT" in operation.name and argument > limit:
+        elif "PUT" in operation.name and argument is not None and argument > limit:
             raise _Refused("is a pickle made to take endless memory")
 
 

@@ -134,10 +134,8 @@ class ZeroShotResult:
 
     def _per_class(self) -> list[dict[str, Any]]:
         num_classes = len(self.task.class_names)
-        accuracies, counts = [], None
-        for score in self.scores:
-            accuracy, counts = per_class_accuracy(score.ranks == 0, self.labels, num_classes)
-            accuracies.append(accuracy.tolist())
+        measured = [per_class_accuracy(score.ranks == 0, self.labels, num_classes) for score in self.scores]
+        accuracies, counts = [accuracy.tolist() for accuracy, _ in measured], measured[0][1]
         return [
             {"class": name, "images": int(counts[i])}
             | {score.encoder.name: values[i] for score, values in zip(self.scores, accuracies, strict=True)}
@@ -205,5 +203,6 @@ def _measure(
 
 def _scores(task: ZeroShotTask, embeds: Tensor, logits: Tensor | None) -> Tensor:
     if task.classifier is None:
+        assert logits is not None, "without a classifier the encoders bring logits of their own"
         return logits.float()
     return F.normalize(embeds.float(), dim=-1) @ task.classifier.to(embeds.device).T
