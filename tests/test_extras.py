@@ -1,9 +1,6 @@
 """The core runs alone; what needs an extra says which, in one sentence, before anything is done."""
 
 import importlib
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -16,13 +13,6 @@ from sf_llava.zero_shot.task import find_class_set
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SCRIPT = ROOT / "tests" / "helpers" / "core_alone.py"
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def distributions(requirements: list[str]) -> set[str]:
@@ -56,14 +46,6 @@ def test_what_is_installed_is_not_asked_for(monkeypatch):
     said = r"^reading all needs no_such_package, which is not installed: pip install 'sf_llava\[data\]'$"
     with pytest.raises(ModuleNotFoundError, match=said):
         extras.require("reading all", "json", "no_such_package")
-
-
-def test_the_default_bootstrap_and_questions_run_on_the_core_alone(tmp_path):
-    trained = run("bootstrap", "--steps", "2", "--batch-size", "8", "--val-images", "8", cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    assert (tmp_path / "runs" / "quickstart" / "encoder" / "model.safetensors").is_file()
-    asked = run("scienceqa", "--data", "mini:8", cwd=tmp_path)
-    assert asked.returncode == 0 and "swapped" in asked.stdout, asked.stderr
 
 
 @pytest.mark.parametrize(
