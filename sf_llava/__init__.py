@@ -10,8 +10,32 @@ Importing the package loads nothing heavy; the names below load what they need w
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from sf_llava import moved
+
+if TYPE_CHECKING:  # the names below once more, for type checkers
+    from sf_llava.configuration import SparseFormerConfig, preset
+    from sf_llava.llava.loading import load_llava
+    from sf_llava.llava.positions import generate_in_place
+    from sf_llava.llava.swapping import restore, swap, swapped
+    from sf_llava.model.loading import load_encoder
+    from sf_llava.model.sparseformer import SparseFormerModel, SparseFormerOutput
+    from sf_llava.teachers import load_teacher
+
+__all__ = [
+    "SparseFormerConfig",
+    "SparseFormerModel",
+    "SparseFormerOutput",
+    "generate_in_place",
+    "load_encoder",
+    "load_llava",
+    "load_teacher",
+    "preset",
+    "restore",
+    "swap",
+    "swapped",
+]
 
 moved.register()
 
@@ -30,10 +54,13 @@ _HOMES = {
     "swapped": "sf_llava.llava",
     "generate_in_place": "sf_llava.llava",
 }
-__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'sf_llava' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,13 +1,20 @@
 """Devices and precisions by name."""
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import PartialState
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+AUTO = "auto"
 
 
-def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def as_dtype(dtype: torch.dtype | str, also: Sequence[str] = ()) -> torch.dtype:
     """Turn ``fp32``, ``fp16`` or ``bf16`` into torch's dtype; a dtype stays what it is.
+
+    Args:
+        dtype: a dtype or its name.
+        also: further names, which the caller knows, for the message.
 
     Raises:
         ValueError: another name.
@@ -15,8 +22,19 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: expected {', '.join(DTYPES)} or a torch.dtype")
+        raise ValueError(f"unknown dtype {dtype!r}: expected {', '.join([*DTYPES, *also])} or a torch.dtype")
     return DTYPES[dtype]
+
+
+def as_dtype_to_load(dtype: torch.dtype | str) -> torch.dtype | str:
+    """Turn what :func:`as_dtype` takes, or ``auto``, into what transformers' ``from_pretrained`` takes.
+
+    ``auto`` stays: weights are then in the dtype that they were saved in.
+
+    Raises:
+        ValueError: another name.
+    """
+    return dtype if dtype == AUTO else as_dtype(dtype, also=[AUTO])
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sf_llava"
 
 RANKS = [
-    {"moved", "files", "logs", "devices", "catalogue", "visualize"},
+    {"moved", "files", "logs", "devices", "catalogue", "extras", "visualize"},
     {"cli", "report", "weights", "ops"},
     {"configuration"},
     {"data"},

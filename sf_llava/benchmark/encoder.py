@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sf_llava.benchmark.timing import capture, interleave, paired_ratio, peak_memory
 from sf_llava.configuration import preset
+from sf_llava.extras import require
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds
 from sf_llava.report import device_name, plot_throughput, report, save
@@ -57,6 +58,7 @@ def run(
 
     The file is written again after every row. With ``compiled`` alone its name ends so: compiling takes minutes.
     """
+    require("the plot of this table", "matplotlib")
     torch.manual_seed(seed)
     largest = max(batch_sizes)
     rows: list[dict[str, Any]] = []

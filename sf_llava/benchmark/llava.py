@@ -19,6 +19,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from sf_llava.benchmark.timing import interleave, peak_memory
 from sf_llava.configuration import preset
+from sf_llava.extras import require
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.cortex import CortexBlock
 from sf_llava.report import device_name, plot_parts, report, save
@@ -77,6 +78,7 @@ def run(
     output: Path, llm: str, batch_size: int, device: str, dtype: str, repeats: int, seed: int
 ) -> list[dict[str, Any]]:
     """Time the parts behind every tower, print the table, write ``llava_LLM_DEVICE_DTYPE.json`` (after every row)."""
+    require("the plot of this table", "matplotlib")
     torch.manual_seed(seed)
     width, hidden, layers, heads = LLMS[llm]
     config = LlamaConfig(

@@ -1,6 +1,5 @@
 """What is told of a run on its way: the bar, the log, TensorBoard, pictures."""
 
-import importlib.util
 import sys
 from types import TracebackType
 from typing import Any
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from sf_llava import files
 from sf_llava.bootstrap.run_directory import RunDirectory
+from sf_llava.extras import is_installed
 
 
 class Progress:
@@ -29,7 +29,7 @@ class Progress:
     def __init__(self, run: RunDirectory, accelerator: Accelerator, num_steps: int, step: int, batch_size: int) -> None:
         self.run, self.is_main, self.batch_size = run, accelerator.is_main_process, batch_size
         self.writer: Any = None
-        if self.is_main and importlib.util.find_spec("tensorboard") is not None:
+        if self.is_main and is_installed("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(run.path / "tensorboard", purge_step=step)

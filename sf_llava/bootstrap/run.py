@@ -22,7 +22,7 @@ from sf_llava.bootstrap.student import make_student
 from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.loading import LoadingError
-from sf_llava.measure.encoders import student_encoder, teacher_encoder
+from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds, count_parameters
 from sf_llava.model.loading import load_encoder
@@ -197,7 +197,7 @@ def measure_zero_shot(data: BootstrapData, teacher: Teacher, student: SparseForm
     """Score teacher and student on all validation images, where their classes are known."""
     if data.task is None:
         return None
-    encoders = [teacher_encoder(teacher), student_encoder(student, teacher)]
+    encoders = [teacher_candidate(teacher), student_candidate(student, teacher)]
     return evaluate_zero_shot(data.task, encoders).to_dict()
 
 

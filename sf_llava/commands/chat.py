@@ -13,7 +13,6 @@ is kept.
 """
 
 import argparse
-import importlib.util
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 from sf_llava import cli
 from sf_llava.catalogue import QUICKSTART
 from sf_llava.demo.memory import share_heaps
+from sf_llava.extras import require
 
 MINI = "mini"
 UPLOADS = "uploads"  # in a folder that is removed at the end
@@ -61,8 +61,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Load once, then serve until interrupted."""
     arguments = parse(argv)
-    if importlib.util.find_spec("gradio") is None:
-        raise RuntimeError("the demo needs gradio, which is not installed: pip install -e .[demo]")
+    require("the chat", "gradio", "fastapi", "starlette", "uvicorn")
     if hasattr(signal, "SIGHUP"):  # as other signals do, so that the folder of uploads is removed then too
         signal.signal(signal.SIGHUP, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="sf_llava_", ignore_cleanup_errors=True) as folder:

@@ -60,7 +60,10 @@ def main(argv: list[str]) -> None:
     """Parse, run, with the directory of the series for this process alone."""
     arguments = parse(argv)
 
+    from sf_llava.extras import require
     from sf_llava.files import locked
+
+    require("the plot of the series", "matplotlib")  # now, not after an hour
 
     kept = f"rows that are done stay in {arguments.output}; the same command goes on"
     with locked(arguments.output), cli.when_stopped(kept):

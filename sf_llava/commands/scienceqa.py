@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument(
         "--positions-and-bias",
         action="store_true",
-        help="swapped tower once more, its latents placed by RoI centre and weighed for the LLM (no training)",
+        help="swapped tower once more, its latents read by RoI centre and weighed for the LLM (no training)",
     )
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
     run.add_argument("--output", default="runs/scienceqa", metavar="DIR", help="answers and results (%(default)s)")
@@ -204,7 +204,7 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
     scores: dict[str, dict[str, Any]] = {}
     for tower, chosen in towers.items():
         with tower_in_place(model, processor, chosen) as num_patches:
-            answerer = Answerer(model, processor, generation, num_patches if chosen.placed else None)
+            answerer = Answerer(model, processor, generation, num_patches if chosen.positions_and_bias else None)
             for control in (None, *arguments.controls):
                 name = name_of(tower, control)
                 if name not in scores:
@@ -261,8 +261,8 @@ def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":
             name = SWAPPED if len(encoders) == 1 else f"{SWAPPED}-{encoder.name or encoder.resolve().name}"
             chosen.append((name, Tower(SWAPPED, encoder)))
             if arguments.positions_and_bias:
-                chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, placed=True)))
-    if arguments.positions_and_bias and not any(tower.placed for _, tower in chosen):
+                chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, positions_and_bias=True)))
+    if arguments.positions_and_bias and not any(tower.positions_and_bias for _, tower in chosen):
         raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR, and no other --towers")
     rows: dict[str, str] = {}
     for name, tower in chosen:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from sf_llava.data.arrow import ArrowImages, find_image_column, find_label_column, label_images
 from sf_llava.data.images import LabelledImages
+from sf_llava.extras import require
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,6 +24,7 @@ def open_labelled(where: str) -> LabelledImages:
 
 
 def _load(where: str, default_split: str) -> "Dataset":
+    require("a data set of the hub", "datasets")
     import datasets
 
     name, _, split = where.partition(":")

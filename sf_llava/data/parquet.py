@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sf_llava.data.arrow import ArrowImages, find_image_column, find_label_column, label_images
 from sf_llava.data.images import LabelledImages
 from sf_llava.data.paths import find_files
+from sf_llava.extras import require
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -32,6 +33,7 @@ def open_labelled(where: str) -> LabelledImages:
 
 def _inspect(where: str) -> tuple[list[str], "Features"]:
     """Find the files that hold rows, reading every footer; the first one's schema describes all."""
+    require("reading parquet", "datasets", "pyarrow")
     import datasets
     import pyarrow.parquet
 

@@ -88,7 +88,7 @@ class Engine:
         self.device, self.dtype = projector.device, projector.dtype
         self.context = model.config.text_config.max_position_embeddings
         self.towers = [SPARSEFORMER, CLIP] if self.encoders else [CLIP]
-        self._placed: tuple[SparseFormerModel, Swap] | None = None
+        self._swapped: tuple[SparseFormerModel, Swap] | None = None
         self._lock = threading.Lock()
         ends = model.generation_config.eos_token_id
         self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
@@ -229,11 +229,11 @@ class Engine:
 
     def _put(self, encoder: SparseFormerModel | None) -> None:
         """Have ``encoder`` in place, or the original tower."""
-        if self._placed is not None and self._placed[0] is not encoder:
-            restore(self._placed[1])
-            self._placed = None
-        if self._placed is None and encoder is not None:
-            self._placed = encoder, swap(self.model, self.processor, encoder)
+        if self._swapped is not None and self._swapped[0] is not encoder:
+            restore(self._swapped[1])
+            self._swapped = None
+        if self._swapped is None and encoder is not None:
+            self._swapped = encoder, swap(self.model, self.processor, encoder)
 
     def _now(self) -> float:
         """Seconds, when the device has done what it was asked."""

@@ -15,8 +15,8 @@ from sf_llava import files
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.data import open_labelled
-from sf_llava.experiments.baselines import MergedTeacher, PooledTeacher, reduced_encoder
-from sf_llava.measure.encoders import Encoder, student_encoder, teacher_encoder
+from sf_llava.experiments.baselines import MergedTeacher, PooledTeacher, reduced_candidate
+from sf_llava.measure.encoders import Candidate, student_candidate, teacher_candidate
 from sf_llava.measure.store import EmbeddingStore
 from sf_llava.model.costs import count_multiply_adds
 from sf_llava.model.loading import load_encoder
@@ -162,7 +162,7 @@ class Series:
             "tokens": own["tokens"],
             "seconds": results["seconds"],
         }
-        encoder = student_encoder(load_encoder(run, device=self.teacher.device), self.teacher)
+        encoder = student_candidate(load_encoder(run, device=self.teacher.device), self.teacher)
         values |= self._recalls([encoder])[0]
         files.write_json(summary, values)
         return values
@@ -173,7 +173,7 @@ class Series:
         if summary.exists():
             return _read_rows(summary)
         teacher = self.teacher
-        encoders = [teacher_encoder(teacher)]
+        encoders = [teacher_candidate(teacher)]
         cortex = teacher.num_hidden_layers // 3
         for count in (count for count in REDUCED_TOKENS if count < teacher.num_patches):
             for name, module in (
@@ -181,7 +181,7 @@ class Series:
                 (f"pooled after {cortex} blocks", PooledTeacher(teacher, count, cortex)),
                 ("merged in every block", MergedTeacher(teacher, count)),
             ):
-                encoders.append(reduced_encoder(f"{name}, {count} tokens", module))
+                encoders.append(reduced_candidate(f"{name}, {count} tokens", module))
         data = self.common.data
         if data.val_data is None:
             raise ValueError("a series is scored on `val_data`: name labelled images")
@@ -206,7 +206,7 @@ class Series:
         """Where one row with one seed lives."""
         return self.output / f"{key}-seed{seed}"
 
-    def _recalls(self, encoders: Sequence[Encoder]) -> list[dict[str, float]]:
+    def _recalls(self, encoders: Sequence[Candidate]) -> list[dict[str, float]]:
         """Recall at 1 in both directions."""
         if self.captions is None:
             return [{} for _ in encoders]

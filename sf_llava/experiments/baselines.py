@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from sf_llava.measure.encoders import Encoder
+from sf_llava.measure.encoders import Candidate
 from sf_llava.teachers.base import Teacher
 
 
@@ -138,11 +138,11 @@ def merge_tokens(tokens: Tensor, sizes: Tensor, keys: Tensor, left: int) -> tupl
     return both[..., :-1] / both[..., -1:], both[..., -1]
 
 
-def reduced_encoder(name: str, module: ReducedTeacher) -> Encoder:
+def reduced_candidate(name: str, module: ReducedTeacher) -> Candidate:
     """Compare a reduced teacher with its students."""
     teacher = module.teacher
 
     def read(embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         return embeds, teacher.classify(embeds) if teacher.num_classes else None
 
-    return Encoder(name, module, read, teacher.preprocessing, module.num_tokens, teacher.num_parameters())
+    return Candidate(name, module, read, teacher.preprocessing, module.num_tokens, teacher.num_parameters())

@@ -182,7 +182,7 @@ def read_prompts(
             if not torch.equal(read[:, : length - call.start], expected):
                 raise ValueError(
                     "the LLM was called with other tokens than the prompts' (guidance_scale, or adapters with virtual "
-                    "tokens?): latents cannot be placed among them; generate without this option"
+                    "tokens?): latents cannot stand among them; generate without this option"
                 )
             read = torch.cat([call.of_rows(embeds)[:, call.start : stop], read[:, length - call.start :]], dim=1)
         behind = positions[:, -1:] + 1 + torch.arange(max(stop - length, 0), device=positions.device)

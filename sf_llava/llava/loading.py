@@ -22,14 +22,15 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from sf_llava.catalogue import LLAVAS
-from sf_llava.devices import as_dtype
+from sf_llava.devices import as_dtype_to_load
 from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.original_tokens import load_tokenizer
-from sf_llava.llava.original_towers import PREFIX, Tower, describe_tower
+from sf_llava.llava.original_towers import PREFIX, NamedTower, describe_tower
+from sf_llava.model.loading import HUB_NAME
 from sf_llava.weights.conversion import check_output, write_conversion
 from sf_llava.weights.fit import describe_misfit, some
-from sf_llava.weights.model_directory import check_model_directory, check_no_adapters, read_by_transformers
+from sf_llava.weights.model_directory import check_model_directory, check_no_adapters, read_by_transformers, reason
 
 _KEY_MAPPING = {
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
@@ -50,8 +51,9 @@ def _read_raw_config(path: str | Path) -> dict[str, Any]:
         try:
             return read_json_object(cached_file(str(path), "config.json"))
         except OSError as error:
+            said = f" ({reason(error)})" if HUB_NAME.fullmatch(str(path)) else ""
             raise ValueError(
-                f"no LLaVA at {path}: expected a directory with config.json and weights, or a name on the hub"
+                f"no LLaVA at {path}: expected a directory with config.json and weights, or a name on the hub{said}"
             ) from error
     check_no_adapters(path)
     config = Path(path) / "config.json"
@@ -73,7 +75,8 @@ def load_llava(
     Args:
         path: a directory in transformers' or the llava package's format, a name on the hub, or ``mini``, the small one
             that ships.
-        dtype: of all weights, or its name (fp32, fp16, bf16); RoIs and rotary frequencies stay float32.
+        dtype: of all weights: fp32, fp16, bf16, a torch.dtype, or auto, in which they were saved; RoIs and rotary
+            frequencies stay float32.
         tower: for original directories: where the tower's config and, if the directory lacks them, weights are;
             ``mm_vision_tower`` of the config by default.
         conversation: for original directories: the chat template of the processor.
@@ -83,12 +86,13 @@ def load_llava(
         (model in eval mode, processor).
 
     Raises:
-        ValueError: weights are missing, the directory describes a LLaVA that transformers' class cannot be, or a
-            ``tower`` is named for one in transformers' format.
+        ValueError: an unknown dtype, nothing there, weights are missing, the directory describes a LLaVA that
+            transformers' class cannot be, or a ``tower`` is named for one in transformers' format.
     """
+    dtype = as_dtype_to_load(dtype)
     if (registered := LLAVAS.find(str(path))) is not None:
         path = registered()
-    raw, dtype = _read_raw_config(path), as_dtype(dtype)
+    raw = _read_raw_config(path)
     if Path(path).is_dir():
         check_model_directory(path)
     if "mm_vision_tower" not in raw:
@@ -157,7 +161,7 @@ def convert_llava(
     return model
 
 
-def read_config(raw: Mapping[str, Any], tower: Tower) -> LlavaConfig:
+def read_config(raw: Mapping[str, Any], tower: NamedTower) -> LlavaConfig:
     """Build transformers' config from an original one."""
     if not str(raw.get("model_type")).startswith("llava") or raw["model_type"] in ("llava_mpt", "llava_mistral"):
         raise ValueError(f"only LLaVA on Llama or Vicuna is supported, not model_type {raw.get('model_type')!r}")
@@ -199,7 +203,11 @@ def _read_text_config(raw: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _complete(
-    model: LlavaForConditionalGeneration, path: str | Path, config: LlavaConfig, tower: Tower, report: Mapping[str, Any]
+    model: LlavaForConditionalGeneration,
+    path: str | Path,
+    config: LlavaConfig,
+    tower: NamedTower,
+    report: Mapping[str, Any],
 ) -> None:
     """Fill what an original directory may leave out: the tower's weights, the identity behind a linear projector."""
     missing = set(report["missing_keys"])
@@ -219,7 +227,7 @@ def _complete(
     _check_report(path, dict(report) | {"missing_keys": missing - in_tower})
 
 
-def _put_tower(model: LlavaForConditionalGeneration, tower: Tower) -> None:
+def _put_tower(model: LlavaForConditionalGeneration, tower: NamedTower) -> None:
     """Load the tower from where the config says it is; the module in place is kept, with its device and dtype."""
     weights = tower.load_weights()
     with torch.no_grad():

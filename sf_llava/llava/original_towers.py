@@ -31,8 +31,11 @@ _KNOWN = {  # towers of LLaVA's own checkpoints, which often come without the to
 
 
 @dataclass
-class Tower:
-    """A vision tower before its weights are needed. ``patch_size`` and the next number are the processor's."""
+class NamedTower:
+    """A vision tower that a LLaVA directory names, before its weights are needed.
+
+    ``patch_size`` and the next number are the processor's.
+    """
 
     name: str
     config: CLIPVisionConfig | SparseFormerConfig
@@ -63,7 +66,7 @@ class Tower:
         return tower.state_dict()
 
 
-def describe_tower(name: str, directory: str, pad: bool) -> Tower:
+def describe_tower(name: str, directory: str, pad: bool) -> NamedTower:
     """Find config and image preprocessing of the tower called ``name``.
 
     Args:
@@ -79,7 +82,7 @@ def describe_tower(name: str, directory: str, pad: bool) -> Tower:
         with read_by_transformers(where / "config.json"):
             config = SparseFormerConfig.from_pretrained(where)
         processor = _build_processor(pad, config.image_size, config.image_mean, config.image_std)
-        return Tower(name, config, processor, config.image_size, config.num_latents)
+        return NamedTower(name, config, processor, config.image_size, config.num_latents)
     if name in _KNOWN and not Path(name).is_dir():
         config, fields = CLIPVisionConfig(**_KNOWN[name]), None
     else:
@@ -99,7 +102,7 @@ def describe_tower(name: str, directory: str, pad: bool) -> Tower:
     if fields is not None:
         for field in ("size", "crop_size", "image_mean", "image_std", "resample"):
             setattr(processor, field, getattr(fields, field))
-    return Tower(name, config, processor, config.patch_size, 1)
+    return NamedTower(name, config, processor, config.patch_size, 1)
 
 
 def _require_clip(config: Path) -> None:

@@ -22,7 +22,7 @@ from sf_llava.llava.host import embed_prompts, find_llava
 from sf_llava.llava.reading import Reading, reading_of, see
 
 
-class PlacedPrompt(NamedTuple):
+class PromptInPlace(NamedTuple):
     """What a LLaVA reads: ``inputs_embeds`` (B, L, W), ``position_ids`` (B, L), ``latents`` (B, L) bool."""
 
     inputs_embeds: Tensor
@@ -31,7 +31,9 @@ class PlacedPrompt(NamedTuple):
 
 
 @torch.no_grad()
-def place_prompt(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], num_patches: int) -> PlacedPrompt:
+def embed_in_place(
+    model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], num_patches: int
+) -> PromptInPlace:
     """Embed prompts with their latents in raster order, and give every token its position.
 
     Args:
@@ -43,11 +45,11 @@ def place_prompt(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tens
         ValueError: another tower, or one that is read at several layers.
     """
     model = find_llava(model)
-    return _place(model, inputs, reading_of(model, num_patches))
+    return _embed(model, inputs, reading_of(model, num_patches))
 
 
-def _place(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], reading: Reading) -> PlacedPrompt:
-    """Do what :func:`place_prompt` does, by ``reading``."""
+def _embed(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], reading: Reading) -> PromptInPlace:
+    """Do what :func:`embed_in_place` does, by ``reading``."""
     seen = see(model, inputs["pixel_values"], reading)
     assert seen.places is not None, "reading by RoI centre gives places"
     input_ids, places = inputs["input_ids"], seen.places
@@ -55,7 +57,7 @@ def _place(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], r
     image = input_ids == model.config.image_token_id
     positions = reading.count_positions(image, _attended(inputs).bool(), places.to(image.device))
     is_latent = (torch.arange(places.shape[1]) >= reading.with_cls).repeat(len(places))
-    return PlacedPrompt(embeds, positions, image.masked_scatter(image, is_latent.to(image.device)))
+    return PromptInPlace(embeds, positions, image.masked_scatter(image, is_latent.to(image.device)))
 
 
 def _attended(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -92,12 +94,12 @@ def generate_in_place(
     if not attended[:, -1].all():
         raise ValueError("the prompts are padded on the right: generation needs them padded on the left")
     reading = reading_of(model, num_patches)
-    placed = _place(model, inputs, reading)
-    num_latents = int(placed.latents.sum()) // len(inputs["pixel_values"])
+    prompt = _embed(model, inputs, reading)
+    num_latents = int(prompt.latents.sum()) // len(inputs["pixel_values"])
     words = model.get_input_embeddings()(input_ids)
     with (
-        weigh_latents(model, placed.latents, reading.bias(num_latents)),
-        read_prompts(model, words, placed.inputs_embeds, placed.position_ids),
+        weigh_latents(model, prompt.latents, reading.bias(num_latents)),
+        read_prompts(model, words, prompt.inputs_embeds, prompt.position_ids),
     ):
         generated = model.generate(input_ids=input_ids, attention_mask=attended, **generation)
     return _without_prompt(generated, input_ids.shape[1])

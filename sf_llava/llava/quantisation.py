@@ -3,6 +3,8 @@
 import torch
 from transformers import BitsAndBytesConfig
 
+from sf_llava.extras import require
+
 # Anchored at the full path: "vision_tower" alone would skip nothing.
 WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
@@ -12,7 +14,9 @@ def quantisation_config(bits: int, compute_dtype: torch.dtype = torch.bfloat16) 
 
     Raises:
         ValueError: another number of bits.
+        ModuleNotFoundError: bitsandbytes is not installed.
     """
+    require(f"an LLM in {bits} bits", "bitsandbytes")
     if bits == 4:
         return BitsAndBytesConfig(
             load_in_4bit=True,

@@ -23,18 +23,21 @@ class Tower:
     Attributes:
         kind: ``ORIGINAL``, ``POOLED`` (averaged over 2 x 2 patches) or ``SWAPPED``.
         encoder: where a ``SWAPPED`` tower lies: the directory of an encoder or of its run.
-        placed: whether a ``SWAPPED`` tower's latents get positions by RoI centre and the attention bias.
+        positions_and_bias: whether the LLM reads a ``SWAPPED`` tower's latents by RoI centre and with the
+            attention bias.
     """
 
     kind: str
     encoder: Path | None = None
-    placed: bool = False
+    positions_and_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in (ORIGINAL, POOLED, SWAPPED):
             raise ValueError(f"unknown tower {self.kind!r}; known: {ORIGINAL}, {POOLED}, {SWAPPED}")
-        if (self.encoder is None) == (self.kind == SWAPPED) or (self.placed and self.kind != SWAPPED):
-            raise ValueError(f"an encoder is for a {SWAPPED} tower, which needs one, and placed for that tower alone")
+        if (self.encoder is None) == (self.kind == SWAPPED) or (self.positions_and_bias and self.kind != SWAPPED):
+            raise ValueError(
+                f"an encoder is for a {SWAPPED} tower, which needs one, and positions_and_bias for that tower alone"
+            )
 
     @property
     def where(self) -> str:

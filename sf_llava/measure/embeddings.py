@@ -18,7 +18,7 @@ from sf_llava.data.arrow import ArrowImages
 from sf_llava.data.folder import FolderImages
 from sf_llava.data.shards import ShardImages
 from sf_llava.data.subset import Subset
-from sf_llava.measure.encoders import Advance, Encoder, EncodingPass, ignore, share
+from sf_llava.measure.encoders import Advance, Candidate, EncodingPass, ignore, share
 from sf_llava.measure.store import EmbeddingStore, digest_texts, fingerprint
 from sf_llava.teachers.base import Teacher
 
@@ -43,7 +43,7 @@ class ImageEmbeddings:
 
 
 def embed_images(
-    encoders: Sequence[Encoder],
+    encoders: Sequence[Candidate],
     source: ImageSource,
     store: EmbeddingStore,
     *,

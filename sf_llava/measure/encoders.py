@@ -28,8 +28,8 @@ def ignore(count: int) -> None:
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """One of the image encoders that are compared.
+class Candidate:
+    """One of the image encoders that are compared: a teacher, a student, a teacher with fewer tokens.
 
     Attributes:
         name: for the table.
@@ -51,16 +51,16 @@ class Encoder:
         return self.read(self.module(pixel_values))
 
 
-def teacher_encoder(teacher: Teacher) -> Encoder:
+def teacher_candidate(teacher: Teacher) -> Candidate:
     """Compare a teacher."""
 
     def read(embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         return embeds, teacher.classify(embeds) if teacher.num_classes else None
 
-    return Encoder("teacher", teacher, read, teacher.preprocessing, teacher.num_patches, teacher.num_parameters())
+    return Candidate("teacher", teacher, read, teacher.preprocessing, teacher.num_patches, teacher.num_parameters())
 
 
-def student_encoder(student: SparseFormerModel, teacher: Teacher, name: str = "student") -> Encoder:
+def student_candidate(student: SparseFormerModel, teacher: Teacher, name: str = "student") -> Candidate:
     """Compare a ``SparseFormerModel`` with the teacher it was bootstrapped from.
 
     Raises:
@@ -77,7 +77,7 @@ def student_encoder(student: SparseFormerModel, teacher: Teacher, name: str = "s
         teacher.preprocessing, image_size=config.image_size, mean=config.image_mean, std=config.image_std
     )
     num_parameters = sum(parameter.numel() for parameter in student.parameters())
-    return Encoder(
+    return Candidate(
         name, student, lambda out: (out.image_embeds, out.logits), preprocessing, config.num_latents, num_parameters
     )
 
@@ -128,7 +128,7 @@ class EncodingPass:
 
     def __init__(
         self,
-        encoders: Sequence[Encoder],
+        encoders: Sequence[Candidate],
         images: ImageSource,
         indices: list[int],
         batch_size: int,

@@ -6,7 +6,7 @@ import torch
 
 from sf_llava.catalogue import QUICKSTART
 from sf_llava.files import read_json
-from sf_llava.measure.encoders import Encoder, student_encoder, teacher_encoder
+from sf_llava.measure.encoders import Candidate, student_candidate, teacher_candidate
 from sf_llava.model.loading import find_encoder, load_encoder
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
@@ -35,10 +35,10 @@ def teacher_of(encoder: str) -> str | None:
     return teacher if isinstance(teacher, str) else None
 
 
-def load_models(encoder: str | None, teacher: str, dtype: str, device: torch.device) -> tuple[Teacher, list[Encoder]]:
+def load_models(encoder: str | None, teacher: str, dtype: str, device: torch.device) -> tuple[Teacher, list[Candidate]]:
     """Load the teacher, and put it side by side with the student where there is one."""
     loaded = load_teacher(teacher, dtype=dtype, device=device)
-    encoders = [teacher_encoder(loaded)]
+    encoders = [teacher_candidate(loaded)]
     if encoder is not None:
-        encoders.append(student_encoder(load_encoder(encoder, dtype=dtype, device=device), loaded))
+        encoders.append(student_candidate(load_encoder(encoder, dtype=dtype, device=device), loaded))
     return loaded, encoders

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sf_llava import files
 from sf_llava.configuration import SparseFormerConfig
-from sf_llava.devices import as_dtype
+from sf_llava.devices import as_dtype_to_load
 from sf_llava.model import SparseFormerModel
 from sf_llava.weights.fit import find_misfit, some
 from sf_llava.weights.weight_files import WeightFiles, find_weights, read_shapes
@@ -63,13 +63,15 @@ def load_encoder(
 
     Args:
         path: encoder or run directory, or a hub name whose snapshot lies in the cache.
-        dtype: of weights and features, or its name (fp32, fp16, bf16); geometry stays float32.
+        dtype: of weights and features: fp32, fp16, bf16, a torch.dtype, or auto, in which they were saved; geometry
+            stays float32.
         device: where it goes.
         variant: ``fp16`` for ``model.fp16.safetensors``; default: the weights without a variant, or the only one.
 
     Raises:
-        ValueError: nothing there, a truncated file, or weights that do not fit the configuration.
+        ValueError: an unknown dtype, nothing there, a truncated file, or weights that do not fit the configuration.
     """
+    dtype = as_dtype_to_load(dtype)
     path = find_encoder(path, variant)
     weights = find_weights(path, variant)
     assert weights is not None
@@ -79,7 +81,7 @@ def load_encoder(
         model = SparseFormerModel.from_pretrained(
             path,
             config=config,
-            dtype=as_dtype(dtype),
+            dtype=dtype,
             variant=weights.variant,
             use_safetensors=weights.is_safetensors,
             local_files_only=True,

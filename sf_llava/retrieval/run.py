@@ -16,7 +16,7 @@ from torch import Tensor
 from sf_llava.data import CorruptImageError
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.measure.embeddings import embed_images, embed_texts
-from sf_llava.measure.encoders import Advance, Encoder, ignore
+from sf_llava.measure.encoders import Advance, Candidate, ignore
 from sf_llava.measure.intervals import paired_bootstrap_interval, paired_difference_interval, wilson_interval
 from sf_llava.measure.store import EmbeddingStore
 from sf_llava.retrieval.captions import CaptionedImages
@@ -38,7 +38,7 @@ class Recall:
         images_per_second: of the forward pass; None where embeddings were on disk.
     """
 
-    encoder: Encoder
+    encoder: Candidate
     ranks: dict[str, Tensor]
     images_per_second: float | None
 
@@ -127,7 +127,7 @@ class RetrievalResult:
 def evaluate_retrieval(
     data: CaptionedImages,
     teacher: Teacher,
-    encoders: Sequence[Encoder],
+    encoders: Sequence[Candidate],
     store: EmbeddingStore,
     *,
     batch_size: int = 64,

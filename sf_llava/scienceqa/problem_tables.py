@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sf_llava.data.paths import find_files
+from sf_llava.extras import require
 from sf_llava.scienceqa.picture_columns import find_pictures, read_picture
 from sf_llava.scienceqa.problems import Problem, ScienceQA, read_id, read_problem
 
@@ -86,6 +87,7 @@ def open_table(name: str, kind: str, where: str, split: str) -> ScienceQA:
 
 
 def _load(name: str, kind: str, where: str, split: str) -> Iterator[Table]:
+    require("reading tables of questions", "datasets", "pyarrow")
     if kind == "hub":
         yield Table(name, _load_hub(name, where, split))
         return

@@ -8,6 +8,7 @@ import torch
 
 from sf_llava.catalogue import TEACHERS
 from sf_llava.devices import as_dtype
+from sf_llava.extras import require
 from sf_llava.files import read_json_object
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ def load_teacher(name: str, *, dtype: "torch.dtype | str" = "fp32", device: "str
     Raises:
         ValueError: an unknown name, weights that are missing, broken or do not fit, a QuickGELU mismatch, no network
             where one is needed, or a model that is not a plain ViT. The message says what to do.
+        ModuleNotFoundError: the teacher's library is not installed.
     """
     family, spec = _parse(name)
+    if family in ("open_clip", "timm"):
+        require(f"teacher {name}", family)
     adapter = importlib.import_module(f"sf_llava.teachers.{family}_teacher")
     return adapter.load(name, spec, as_dtype(dtype)).to(device)
 

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from sf_llava.extras import require
 from sf_llava.teachers import load_teacher
 
 
@@ -13,17 +14,20 @@ def build_image_tower(name: str) -> nn.Module:
 
     Raises:
         ValueError: another family, or a model that it does not know.
+        ModuleNotFoundError: the family's library is not installed.
     """
     if name == "mini":
         return load_teacher(name)
     family, _, model = name.partition(":")
     if family == "open_clip":
+        require(f"image tower {name}", "open_clip")
         import open_clip
 
         if model not in open_clip.list_models():
             raise ValueError(f"open_clip has no model {model!r}; open_clip.list_models() lists them")
         tower = open_clip.CLIP(**open_clip.get_model_config(model)).visual
     elif family == "timm":
+        require(f"image tower {name}", "timm")
         import timm
 
         if not timm.is_model(model):

@@ -2,9 +2,12 @@
 
 from importlib import resources
 
+from sf_llava.extras import require
+
 
 def imagenet_prompts() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give OpenAI's 1,000 names, in the order of the sorted synset ids, and its 80 templates, each with one ``{}``."""
+    require("naming ImageNet's classes", "open_clip")
     from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
     return tuple(IMAGENET_CLASSNAMES), tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
@@ -12,6 +15,7 @@ def imagenet_prompts() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def synset_ids(num_classes: int) -> tuple[str, ...]:
     """List the synset ids behind a classifier of ImageNet-1K or one of its larger versions; empty for other sizes."""
+    require("telling ImageNet's classes by their ids", "timm")
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": num_classes})

@@ -70,8 +70,13 @@ def _find(name: str) -> Callable[[], ClassSet] | None:
 
 
 def class_sets() -> Iterator[ClassSet]:
-    """Give all class sets, registered ones first; each is made when it is asked for."""
-    return (make() for make in (*CLASSES.openers, *CLASS_SETS.values()))
+    """Give all class sets whose libraries are installed, registered ones first; each is made when it is asked for."""
+    for make in (*CLASSES.openers, *CLASS_SETS.values()):
+        try:
+            made = make()
+        except ModuleNotFoundError:
+            continue
+        yield made
 
 
 def names_of_sets() -> str:

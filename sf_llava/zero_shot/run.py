@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from sf_llava.measure.encoders import Advance, Encoder, EncodingPass, ignore, share
+from sf_llava.measure.encoders import Advance, Candidate, EncodingPass, ignore, share
 from sf_llava.measure.intervals import paired_bootstrap_interval, paired_difference_interval, wilson_interval
 from sf_llava.zero_shot.scoring import commonest_disagreements, label_ranks, per_class_accuracy, predicted_classes
 from sf_llava.zero_shot.task import ZeroShotTask
@@ -34,7 +34,7 @@ class EncoderScore:
         images_per_second: of the forward pass alone.
     """
 
-    encoder: Encoder
+    encoder: Candidate
     ranks: Tensor
     predictions: Tensor
     cosines: Tensor
@@ -146,7 +146,7 @@ class ZeroShotResult:
 
 def evaluate_zero_shot(
     task: ZeroShotTask,
-    encoders: Sequence[Encoder],
+    encoders: Sequence[Candidate],
     *,
     batch_size: int = 64,
     workers: int = 0,

@@ -7,6 +7,7 @@ Letters: N images, C classes, E embedding width.
 """
 
 import inspect
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ from sf_llava.zero_shot.class_names import (
     ClassSet,
     class_set,
     class_sets,
+    imagenet,
     names_of_sets,
     synset_ids,
     templates_named,
 )
 from sf_llava.zero_shot.scoring import zero_shot_classifier
+
+SYNSET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,10 @@ def find_class_set(images: LabelledImages) -> ClassSet:
 
     A data set with exactly the 200 classes of ImageNet-A or -R is scored among these, as is custom; any other part of
     ImageNet's classes among all 1,000.
+
+    Raises:
+        ValueError: the classes are numbers.
+        ModuleNotFoundError: they are ImageNet's synset ids, and the libraries that know their names are not installed.
     """
     names = images.class_names
     for one in class_sets():
@@ -122,6 +130,8 @@ def find_class_set(images: LabelledImages) -> ClassSet:
     for one in class_sets():
         if set(names) <= set(one.ids):
             return one
+    if any(map(SYNSET.fullmatch, names)):
+        imagenet()  # or its error, what to install: these are no words for prompts
     if _are_numbers(names):
         raise ValueError(
             f"the data set numbers its {len(names)} classes but does not name them; give their names with `classes` "

@@ -19,7 +19,7 @@ from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.student import make_student
 from sf_llava.llava import encode_prompts, swap
 from sf_llava.llava.loading import load_llava
-from sf_llava.llava.positions import place_prompt, weigh_latents
+from sf_llava.llava.positions import embed_in_place, weigh_latents
 from sf_llava.mini.registration import made
 from sf_llava.model.loading import load_encoder
 from sf_llava.scienceqa.data import explain, open_scienceqa
@@ -132,10 +132,10 @@ def test_placed_tokens_are_read_as_generate_reads_them(world, teacher, name):
         image = [processor.image_token_id] * (encoder.config.num_latents + (name == "full"))
         ids = torch.tensor([[*conversation.before, *image, *conversation.behind, *conversation.answer[:-1]]])
         inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels[index : index + 1])
-        placed = place_prompt(model, inputs, teacher.num_patches)
+        prompt = embed_in_place(model, inputs, teacher.num_patches)
         bias = math.log(teacher.num_patches / encoder.config.num_latents)
-        with torch.no_grad(), weigh_latents(model, placed.latents, bias):
-            logits = model(inputs_embeds=placed.inputs_embeds, position_ids=placed.position_ids).logits[0]
+        with torch.no_grad(), weigh_latents(model, prompt.latents, bias):
+            logits = model(inputs_embeds=prompt.inputs_embeds, position_ids=prompt.position_ids).logits[0]
         expected.append(logits[-len(conversation.answer) :].log_softmax(dim=-1))
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-4, rtol=1e-4)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sf_llava.experiments.baselines import MergedTeacher, PooledTeacher, merge_tokens, pool_tokens, reduced_encoder
+from sf_llava.experiments.baselines import MergedTeacher, PooledTeacher, merge_tokens, pool_tokens, reduced_candidate
 from sf_llava.model.costs import count_multiply_adds
 
 
@@ -67,4 +67,4 @@ def test_merging_copies_changes_nothing(clip_teacher):
 def test_more_tokens_than_patches_are_refused(clip_teacher):
     with pytest.raises(ValueError, match="has 64 patches, which cannot become 65"):
         PooledTeacher(clip_teacher, 65)
-    assert reduced_encoder("pooled", PooledTeacher(clip_teacher, 16)).num_tokens == 16
+    assert reduced_candidate("pooled", PooledTeacher(clip_teacher, 16)).num_tokens == 16

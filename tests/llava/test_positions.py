@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 from sf_llava.llava import count_patches, encode_prompts, generate_in_place, restore, swap
 from sf_llava.llava.hooks import read_prompts, weigh_latents
 from sf_llava.llava.host import new_cache
-from sf_llava.llava.positions import place_prompt
+from sf_llava.llava.positions import embed_in_place
 from sf_llava.llava.reading import find_patches
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.sparseformer import SparseFormerOutput
@@ -57,16 +57,16 @@ def test_one_latent_on_each_patch_gives_the_plain_models_logits(processor, strat
         plain = llava(**inputs, position_ids=positions).logits
         tokens = llava.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         put_copycat(llava)
-        placed = place_prompt(llava, inputs, 16)
-        with weigh_latents(llava, placed.latents, math.log(16 / 16)):
+        prompt = embed_in_place(llava, inputs, 16)
+        with weigh_latents(llava, prompt.latents, math.log(16 / 16)):
             ours = llava(
-                inputs_embeds=placed.inputs_embeds,
+                inputs_embeds=prompt.inputs_embeds,
                 attention_mask=inputs["attention_mask"],
-                position_ids=placed.position_ids,
+                position_ids=prompt.position_ids,
             ).logits
         again = generate_in_place(llava, inputs, 16, max_new_tokens=6, do_sample=False)
     real = inputs["attention_mask"].bool()
-    assert torch.equal(placed.position_ids, positions)
+    assert torch.equal(prompt.position_ids, positions)
     torch.testing.assert_close(ours[real], plain[real], atol=1e-5, rtol=1e-5)
     assert torch.equal(again, tokens)
 
@@ -127,13 +127,13 @@ def test_logits_are_those_of_a_brute_force_llm_in_float64(processor):
         encoder.focusing.initial_rois.copy_(torch.rand(6, 4))
     swap(llava, processor, encoder)
     inputs = encode_prompts(processor, PROMPTS[:1], [draw(1)])
-    placed = place_prompt(llava, inputs, 16)
+    prompt = embed_in_place(llava, inputs, 16)
     bias = math.log(16 / 6)
-    with torch.no_grad(), weigh_latents(llava, placed.latents, bias):
+    with torch.no_grad(), weigh_latents(llava, prompt.latents, bias):
         ours = llava(
-            inputs_embeds=placed.inputs_embeds,
+            inputs_embeds=prompt.inputs_embeds,
             attention_mask=inputs["attention_mask"],
-            position_ids=placed.position_ids,
+            position_ids=prompt.position_ids,
         ).logits[0]
     seen = encoder(inputs["pixel_values"].double(), output_hidden_states=-2)
     rois, tokens = seen.rois[0, -1], seen.hidden_states[-2][0, 1:]
@@ -171,14 +171,14 @@ def test_the_cache_changes_nothing(llava, processor):
     swap(llava, processor, make_encoder(6))
     inputs = encode_prompts(processor, PROMPTS, [[image] for image in draw(2)])
     new = generate_in_place(llava, inputs, 16, max_new_tokens=5, min_new_tokens=5, do_sample=False)
-    placed = place_prompt(llava, inputs, 16)
+    prompt = embed_in_place(llava, inputs, 16)
     steps = torch.arange(1, 6)
     whole = dict(
-        inputs_embeds=torch.cat([placed.inputs_embeds, llava.get_input_embeddings()(new)], dim=1),
+        inputs_embeds=torch.cat([prompt.inputs_embeds, llava.get_input_embeddings()(new)], dim=1),
         attention_mask=torch.nn.functional.pad(inputs["attention_mask"], (0, 5), value=1),
-        position_ids=torch.cat([placed.position_ids, placed.position_ids[:, -1:] + steps], dim=1),
+        position_ids=torch.cat([prompt.position_ids, prompt.position_ids[:, -1:] + steps], dim=1),
     )
-    with torch.no_grad(), weigh_latents(llava, placed.latents, math.log(16 / 6)):
+    with torch.no_grad(), weigh_latents(llava, prompt.latents, math.log(16 / 6)):
         logits = llava(**whole).logits[:, -6:-1]
     logits[..., 2] = -torch.inf  # the end is kept off by min_new_tokens
     assert torch.equal(logits.argmax(dim=-1), new)
@@ -350,7 +350,7 @@ def test_what_cannot_be_done_is_said(llava, processor):
         generate_in_place(llava, inputs, 16, max_new_tokens=2)
     llava.model.language_model.config._attn_implementation = "eager"
     with pytest.raises(ValueError, match="12 image tokens but the pictures give 6"):
-        place_prompt(llava, dict(inputs) | {"pixel_values": inputs["pixel_values"][:1]}, 16)
+        embed_in_place(llava, dict(inputs) | {"pixel_values": inputs["pixel_values"][:1]}, 16)
     llava.config.vision_feature_layer = [-2, -1]
     with pytest.raises(ValueError, match="one vision_feature_layer"):
         generate_in_place(llava, inputs, 16, max_new_tokens=2)

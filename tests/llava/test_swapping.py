@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from sf_llava.devices import DTYPES
 from sf_llava.llava import encode_prompts, generate_in_place, restore, swap, swapped
-from sf_llava.llava.positions import place_prompt
+from sf_llava.llava.positions import embed_in_place
 
 PICTURE = Image.effect_noise((48, 40), 90).convert("RGB")
 PROMPT = "USER: <image> what is in the image ? ASSISTANT:"
@@ -252,10 +252,10 @@ def test_a_tower_that_peft_trains_a_copy_of_is_read_as_that_copy_and_not_dropped
     record = swap(llava, processor, make_encoder())
     model = wrap_in_peft(llava, modules_to_save=["vision_tower"])
     inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
-    plain = place_prompt(model, inputs, 16).inputs_embeds
+    plain = embed_in_place(model, inputs, 16).inputs_embeds
     with torch.no_grad():
         llava.model.vision_tower.modules_to_save["default"].cls_token.add_(1)
-    assert not torch.equal(place_prompt(model, inputs, 16).inputs_embeds, plain)
+    assert not torch.equal(embed_in_place(model, inputs, 16).inputs_embeds, plain)
     with pytest.raises(ValueError, match="inside ModulesToSaveWrapper, which holds trained weights of its own"):
         restore(record)
     model.merge_and_unload()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sf_llava.measure import embeddings as embeddings_module
 from sf_llava.measure.embeddings import embed_images, embed_texts
-from sf_llava.measure.encoders import student_encoder, teacher_encoder
+from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.measure.store import EmbeddingStore, fingerprint
 from sf_llava.retrieval.captions import open_captions
 from sf_llava.retrieval.run import evaluate_retrieval
@@ -44,7 +44,7 @@ def captions_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def encoders(clip_teacher, student):
-    return [teacher_encoder(clip_teacher), student_encoder(student, clip_teacher)]
+    return [teacher_candidate(clip_teacher), student_candidate(student, clip_teacher)]
 
 
 def test_scores_are_those_of_plain_embeddings(captions_file, clip_teacher, encoders, tmp_path):

@@ -119,12 +119,12 @@ def test_two_rows_of_one_name_are_refused_before_anything_is_loaded(names, optio
 
 
 def test_a_tower_is_a_value_that_says_what_it_is():
-    assert Tower(SWAPPED, Path("runs/original"), placed=True).where == "runs/original"
+    assert Tower(SWAPPED, Path("runs/original"), positions_and_bias=True).where == "runs/original"
     for wrong in (dict(kind="other"), dict(kind=SWAPPED), dict(kind="original", encoder=Path("x"))):
         with pytest.raises(ValueError, match=r"unknown tower|an encoder is for a swapped tower"):
             Tower(**wrong)
-    with pytest.raises(ValueError, match="placed for that tower alone"):
-        Tower("pooled", placed=True)
+    with pytest.raises(ValueError, match="positions_and_bias for that tower alone"):
+        Tower("pooled", positions_and_bias=True)
 
 
 def test_questions_that_say_image_are_asked(answerer, tmp_path):

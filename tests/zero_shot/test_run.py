@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sf_llava.bootstrap.inherit import inherit, student_config
 from sf_llava.data import LabelledImages, open_labelled
-from sf_llava.measure.encoders import student_encoder, teacher_encoder
+from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.measure.store import EmbeddingStore
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher
@@ -28,7 +28,7 @@ def labelled(*names: str, labels: tuple[int, ...] | None = None) -> LabelledImag
 def result(clip_teacher, student, folder):
     task = zero_shot_task(clip_teacher, open_labelled(f"folder:{folder}"))
     return evaluate_zero_shot(
-        task, [teacher_encoder(clip_teacher), student_encoder(student, clip_teacher)], batch_size=5
+        task, [teacher_candidate(clip_teacher), student_candidate(student, clip_teacher)], batch_size=5
     )
 
 
@@ -75,7 +75,7 @@ def test_a_result_is_json_and_a_table(result):
 def test_batches_workers_and_progress_do_not_change_scores(result, clip_teacher, student, folder):
     done = []
     task = zero_shot_task(clip_teacher, open_labelled(f"folder:{folder}"))
-    encoders = [teacher_encoder(clip_teacher), student_encoder(student, clip_teacher)]
+    encoders = [teacher_candidate(clip_teacher), student_candidate(student, clip_teacher)]
     other = evaluate_zero_shot(task, encoders, batch_size=3, workers=2, advance=done.append)
     assert sum(done) == 14
     for first, second in zip(result.scores, other.scores, strict=True):
@@ -86,17 +86,17 @@ def test_batches_workers_and_progress_do_not_change_scores(result, clip_teacher,
 def test_a_student_of_another_size_reads_its_own_pixels(clip_teacher, folder):
     torch.manual_seed(2)
     student = SparseFormerModel(student_config(clip_teacher, num_latents=4, image_size=96)).eval()
-    encoder = student_encoder(student, clip_teacher)
+    encoder = student_candidate(student, clip_teacher)
     assert encoder.preprocessing == replace(clip_teacher.preprocessing, image_size=96)
     task = zero_shot_task(clip_teacher, open_labelled(f"folder:{folder}"), limit=4)
-    assert len(evaluate_zero_shot(task, [teacher_encoder(clip_teacher), encoder]).labels) <= 4
+    assert len(evaluate_zero_shot(task, [teacher_candidate(clip_teacher), encoder]).labels) <= 4
 
 
 def test_a_student_of_another_teacher_is_refused(clip_teacher):
     config = student_config(clip_teacher, num_latents=4)
     config.projection_dim = 16
     with pytest.raises(ValueError, match=r"embeds into 16 numbers .* into 24 .*another teacher"):
-        student_encoder(SparseFormerModel(config), clip_teacher)
+        student_candidate(SparseFormerModel(config), clip_teacher)
 
 
 def test_a_limit_draws_the_same_images_again(clip_teacher, folder):
@@ -115,7 +115,7 @@ def test_all_images_corrupt_is_an_error_that_names_one(clip_teacher, tmp_path):
         (tmp_path / name / "x.jpg").write_bytes(b"no picture")
     task = zero_shot_task(clip_teacher, open_labelled(f"folder:{tmp_path}"))
     with pytest.raises(ValueError, match=r"none of the 2 images can be read; the first: cat/x.jpg"):
-        evaluate_zero_shot(task, [teacher_encoder(clip_teacher)])
+        evaluate_zero_shot(task, [teacher_candidate(clip_teacher)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -123,7 +123,7 @@ def test_half_precision_evaluates(clip_dir, folder, dtype):
     teacher = load_teacher(str(clip_dir), dtype=dtype)
     task = zero_shot_task(teacher, open_labelled(f"folder:{folder}"))
     assert task.classifier.dtype == torch.float32
-    assert 0 <= evaluate_zero_shot(task, [teacher_encoder(teacher)]).scores[0].top(1) <= 1
+    assert 0 <= evaluate_zero_shot(task, [teacher_candidate(teacher)]).scores[0].top(1) <= 1
 
 
 def test_a_classification_teacher_scores_by_its_own_classifier(tmp_path, folder):
@@ -138,7 +138,7 @@ def test_a_classification_teacher_scores_by_its_own_classifier(tmp_path, folder)
     images = open_labelled(f"folder:{folder}")
     task = zero_shot_task(teacher, images)
     assert task.classifier is None and task.class_names == ["cat", "dog", "red_ship"]
-    result = evaluate_zero_shot(task, [teacher_encoder(teacher), student_encoder(student, teacher)])
+    result = evaluate_zero_shot(task, [teacher_candidate(teacher), student_candidate(student, teacher)])
     pixels = torch.stack([teacher.preprocessing(images.load(index)) for index in (0, 1)])
     assert result.scores[0].predictions[:2].tolist() == vit.eval()(pixels).argmax(-1).tolist()
     assert result.scores[1].predictions[:2].tolist() == student(pixels).logits.argmax(-1).tolist()
@@ -235,7 +235,7 @@ def test_without_images_there_is_a_sentence(clip_teacher, student):
     with pytest.raises(ValueError, match="the data set has no images to evaluate on"):
         zero_shot_task(clip_teacher, nothing)
     task = zero_shot_task(clip_teacher, labelled("cat", "dog"))
-    encoders = [teacher_encoder(clip_teacher)]
+    encoders = [teacher_candidate(clip_teacher)]
     with pytest.raises(ValueError, match="the data set has no images to evaluate on"):
         evaluate_zero_shot(replace(task, indices=[], labels=[]), encoders)
     for sizes in ({"batch_size": 0}, {"batch_size": -3}, {"workers": -1}):
