@@ -23,7 +23,7 @@ def _require(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """Directory with golden values of the official model on other numbers than those committed in tests/golden."""
+    """Directory with golden values of the official model on numbers drawn elsewhere than those of tests/golden."""
     return _require(SHARED / "golden")
 
 

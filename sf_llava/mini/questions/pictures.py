@@ -56,7 +56,7 @@ def describe(scene: Scene) -> str:
     regions = [thing for thing in scene.objects if thing.shape == "region"]
     sentences += [f"The {_place(region)} is {region.colour}." for region in regions]
     for thing in _drawn(scene):
-        where = f"in the {_place(regions[thing.region])}" if regions else f"at the {_corner(thing) or 'middle'}"
+        where = f"in the {_place(scene.region_of(thing))}" if regions else f"at the {_corner(thing) or 'middle'}"
         sentences += [f"The {thing.shape} is {how}." for how in (thing.colour, thing.size, where)]
     if scene.arrow is not None:
         source, target = (scene.objects[index] for index in scene.arrow)
@@ -278,7 +278,7 @@ def _marker(scene: Scene, draws: Draws) -> Draft | None:
         return None
     thing = draws.choice(named)
     regions = [other for other in scene.objects if other.shape == "region"]
-    place = _place(regions[thing.region])
+    place = _place(scene.region_of(thing))
     return Draft(
         kind="marker",
         subject="social science",

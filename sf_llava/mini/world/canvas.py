@@ -27,7 +27,7 @@ class DrawnObject:
         box: ``x0, y0, x1, y1`` in pixels, x1 and y1 exclusive.
         value: a bar's height in units of the chart's grid, otherwise 0.
         place: a region's compass name (``south west``), otherwise empty.
-        region: index of the map region a marker stands in, otherwise -1.
+        region: index of the map region a marker stands in, otherwise None.
     """
 
     shape: str
@@ -36,7 +36,7 @@ class DrawnObject:
     box: tuple[int, int, int, int]
     value: int = 0
     place: str = ""
-    region: int = -1
+    region: int | None = None
 
     @property
     def center(self) -> tuple[float, float]:
@@ -64,6 +64,11 @@ class Scene:
     domain: str
     kind: str
     arrow: tuple[int, int] | None = None
+
+    def region_of(self, marker: DrawnObject) -> DrawnObject:
+        """The region of a map that a marker stands in."""
+        assert marker.region is not None, "only a map's markers stand in a region"
+        return self.objects[marker.region]
 
 
 class Draws:

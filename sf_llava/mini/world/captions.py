@@ -99,8 +99,8 @@ def _map_captions(scene: Scene) -> list[str]:
     regions = [thing for thing in scene.objects if thing.shape == "region"]
     markers = [thing for thing in scene.objects if thing.shape != "region"]
     land = _join([f"a {region.colour} region in the {region.place}" for region in regions])
-    marks = _join([f"a {_name(m)} in the {regions[m.region].colour} region" for m in markers])
-    spots = _join([f"a {_name(m)} in the {regions[m.region].place}" for m in markers])
+    marks = _join([f"a {_name(m)} in the {scene.region_of(m).colour} region" for m in markers])
+    spots = _join([f"a {_name(m)} in the {scene.region_of(m).place}" for m in markers])
     return [
         f"a map with {land} and {marks}",
         f"a map of {_NUMBERS[len(regions)]} regions, {land}",
