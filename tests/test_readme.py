@@ -1,4 +1,4 @@
-"""What the README prints runs as printed, on a reader's own LLaVA in half precision."""
+"""What README and docs print runs as printed, on a reader's own LLaVA in half precision."""
 
 import re
 import subprocess
@@ -11,17 +11,26 @@ from llava_fixtures import make_processor
 from PIL import Image
 from tiny_llava import make_encoder, make_llava
 
+from sf_llava import load_llava
+
 README = Path(__file__).resolve().parents[1] / "README.md"
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+YOUR_LLAVA = README.parent / "docs" / "your-llava.md"
+
+
+def find_snippets(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+SNIPPETS = find_snippets(README)
 LINES_TO_SWAP = 25
 
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """The reader's directory: a LLaVA under its hub name, an encoder under its run's, as the snippets name them."""
-    where = tmp_path / "llava-hf" / "llava-1.5-7b-hf"
-    make_llava().half().save_pretrained(where)
-    make_processor().save_pretrained(where)
+    """The reader's directory: LLaVAs and an encoder under the names that the snippets give them."""
+    for name in ("llava-hf/llava-1.5-7b-hf", "path/to/llava"):
+        make_llava().half().save_pretrained(tmp_path / name)
+        make_processor().save_pretrained(tmp_path / name)
     make_encoder(16).save_pretrained(tmp_path / "runs" / "sf-l-64" / "encoder")
     monkeypatch.chdir(tmp_path)
 
@@ -35,6 +44,18 @@ def test_a_snippet_runs_as_printed(reader, snippet, capsys):
     assert type(names["model"].model.vision_tower).__name__ == "CLIPVisionModel"  # it is back
 
 
+def test_the_snippets_of_your_llava_run_one_after_the_other(reader):
+    names = {"image": Image.new("RGB", (50, 40), "red"), "prompt": "USER: <image>\nWhat is this?\nASSISTANT:"}
+    *snippets, package = find_snippets(YOUR_LLAVA)
+    assert len(snippets) == 3 and "package.install" in package  # which needs the original package
+    for snippet in snippets:
+        exec(snippet, names)
+    assert names["record"].num_patches == 16 and names["new_tokens"].shape[0] == 1
+    assert type(names["model"].model.vision_tower).__name__ == "CLIPVisionModel"
+    saved, _ = load_llava("my-llava", dtype="auto")
+    assert saved.dtype == torch.float16 and type(saved.model.vision_tower).__name__ == "SparseFormerModel"
+
+
 def test_the_swap_stands_in_the_first_lines():
     lines = README.read_text().splitlines()
     assert len(lines) <= 90
@@ -42,8 +63,7 @@ def test_the_swap_stands_in_the_first_lines():
 
 
 def test_the_examples_of_contributing_run_one_after_the_other(tmp_path):
-    text = (README.parent / "CONTRIBUTING.md").read_text()
-    snippets = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    snippets = find_snippets(README.parent / "CONTRIBUTING.md")
     ends = "assert images.load(0).size == (64, 64)\nassert MeanTokenObjective(2.0).weights == {'mean': 2.0}"
     code = "\n".join([*snippets, ends])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -6,7 +6,6 @@ import numpy as np
 from torch import nn
 
 from sf_llava.bootstrap.data import BootstrapData
-from sf_llava.bootstrap.objectives.llm import LlmObjective
 from sf_llava.data import ImageSource
 from sf_llava.data.images import CorruptImageError
 from sf_llava.measure.store import digest_texts, digest_weights
@@ -15,18 +14,12 @@ from sf_llava.teachers.base import Teacher
 NUM_IMAGES = 16
 
 
-def digest_inputs(teacher: Teacher, data: BootstrapData, llm: LlmObjective | None) -> dict[str, str]:
-    """Digest teacher, images and, where a LLM is asked, LLaVA and questions; by the words for each."""
-    found = {
-        _name("teacher weights", teacher): digest_weights(teacher),
+def digest_inputs(teacher: Teacher, data: BootstrapData) -> dict[str, str]:
+    """Digest teacher and images, by the words for each."""
+    return digest_module("teacher weights", teacher) | {
         "training images": digest_texts(digest_images(data.images.source), str(data.labels)),
         "validation images": digest_texts(digest_images(data.validation.images.source), str(data.validation.labels)),
     }
-    if llm is not None:
-        questions = llm.questions.data
-        found[_name("weights of the LLaVA", llm.model)] = digest_weights(llm.model)
-        found["questions"] = digest_texts(*(f"{problem}" for problem in questions.problems))
-    return found
 
 
 def digest_images(source: ImageSource) -> str:
@@ -43,7 +36,8 @@ def digest_images(source: ImageSource) -> str:
     return digest.hexdigest()
 
 
-def _name(what: str, module: nn.Module) -> str:
-    """A name under which only weights of one dtype on one kind of device are compared."""
+def digest_module(what: str, module: nn.Module) -> dict[str, str]:
+    """Digest weights, under a name by which only those of one dtype on one kind of device are compared."""
     first = next(module.parameters())
-    return f"{what} ({str(first.dtype).removeprefix('torch.')} on {first.device.type})"
+    dtype = str(first.dtype).removeprefix("torch.")
+    return {f"{what} ({dtype} on {first.device.type})": digest_weights(module)}

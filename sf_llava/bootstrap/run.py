@@ -81,7 +81,7 @@ def _bootstrap(
         config.optimiser, running, accelerator, student, reused, teacher, data.images, objective, run, validator
     )
     if accelerator.is_main_process:
-        settings = settings | {"inputs": digest_inputs(teacher, data, objective.llm)}
+        settings = settings | {"inputs": digest_inputs(teacher, data) | objective.digests()}
         run.check_inputs(settings["inputs"])
     remarks = trainer.resume() if running.resume else []
     accelerator.wait_for_everyone()
@@ -125,8 +125,9 @@ def _train(trainer: Trainer) -> None:
     try:
         trainer.train()
     except (torch.OutOfMemoryError, MemoryError) as error:
+        count = trainer.plan.micro_batch_size
         raise RuntimeError(
-            f"out of memory with {trainer.micro_batch_size} images at once: lower `micro_batch_size` (the batch of a "
+            f"out of memory with {count} images at once: lower `micro_batch_size` (the batch of a "
             "step stays as it is) or add `gradient_checkpointing`, then `resume`"
         ) from error
     except (OSError, RuntimeError) as error:

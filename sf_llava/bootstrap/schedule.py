@@ -1,8 +1,9 @@
-"""Steps, and learning rates as a pure function of the step, so that a resumed run needs no scheduler state."""
+"""A run's steps, and learning rates as a pure function of the step, so that a resumed run needs no scheduler state."""
 
 import math
+from dataclasses import dataclass
 
-from sf_llava.bootstrap.config import OptimiserConfig
+from sf_llava.bootstrap.config import OptimiserConfig, RunConfig
 
 
 def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int, inherited: bool) -> float:
@@ -20,6 +21,55 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int, inher
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A run's steps in numbers, whatever they were asked for in.
+
+    Attributes:
+        num_steps: optimiser steps.
+        num_warmup_steps: the first of them, in which inherited weights stay frozen.
+        micro_batch_size: images that a process sees at once.
+        accumulation: micro-batches of one optimiser step.
+        log_every, eval_every, save_every: steps between log lines, validations and checkpoints. The latter two fall on
+            log lines, so that no half-summed window needs saving.
+    """
+
+    num_steps: int
+    num_warmup_steps: int
+    micro_batch_size: int
+    accumulation: int
+    log_every: int
+    eval_every: int
+    save_every: int
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether what happens every so many steps happens after ``step`` of them; after the last, all of it does."""
+        return step % every == 0 or step == self.num_steps
+
+
+def make_plan(config: OptimiserConfig, running: RunConfig, num_images: int, num_processes: int) -> Plan:
+    """Turn what was asked for into a plan for ``num_images`` training images and so many processes.
+
+    Raises:
+        ValueError: the batch of a step has no equal parts.
+    """
+    num_steps, num_warmup_steps = count_steps(config, num_images)
+    micro = config.micro_batch_size or max(1, config.batch_size // num_processes)
+    if config.batch_size % (micro * num_processes):
+        raise ValueError(
+            f"`batch_size` {config.batch_size} is not a multiple of {num_processes} processes x {micro} images"
+        )
+    return Plan(
+        num_steps,
+        num_warmup_steps,
+        micro,
+        config.batch_size // (micro * num_processes),
+        running.log_every,
+        _round_up(running.eval_every or num_steps / 10, running.log_every),
+        _round_up(running.save_every or num_steps / 20, running.log_every),
+    )
+
+
 def count_steps(config: OptimiserConfig, num_images: int) -> tuple[int, int]:
     """Turn epochs into steps: (steps, warm-up steps)."""
     per_epoch = max(1, num_images // config.batch_size)
@@ -28,3 +78,8 @@ def count_steps(config: OptimiserConfig, num_images: int) -> tuple[int, int]:
     if warmup is None:
         warmup = round((config.warmup_epochs or 0) * per_epoch)
     return steps, min(warmup, steps)
+
+
+def _round_up(steps: float, unit: int) -> int:
+    """Round up to a multiple of ``unit``."""
+    return max(1, -(-int(steps) // unit)) * unit

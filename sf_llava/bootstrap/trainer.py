@@ -22,7 +22,7 @@ from sf_llava.bootstrap.inherit import parameter_groups
 from sf_llava.bootstrap.objectives.sum import ObjectiveSum, Taught
 from sf_llava.bootstrap.progress import Progress
 from sf_llava.bootstrap.run_directory import RunDirectory
-from sf_llava.bootstrap.schedule import count_steps, learning_rate_factor
+from sf_llava.bootstrap.schedule import learning_rate_factor, make_plan
 from sf_llava.bootstrap.validation import Validator, resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.model import SparseFormerModel
@@ -62,16 +62,16 @@ class Trainer:
         self.config, self.running, self.accelerator = config, running, accelerator
         self.teacher, self.images, self.objective = teacher, images, objective
         self.run, self.validator = run, validator
-        self.num_steps, self.num_warmup_steps = count_steps(config, len(images))
+        self.plan = make_plan(config, running, len(images), accelerator.num_processes)
         self.student_size = student.config.image_size
-        self._check_memory()
+        check_memory(self.plan.micro_batch_size, max(self.student_size, teacher.image_size))
         groups = parameter_groups(student, config.lr, config.inherited_lr_scale, config.weight_decay, reused)
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
         self.teach: Callable[[Tensor], Taught] = partial(objective.teach, teacher)
-        if pays(accelerator.device, teacher.dtype, self.num_steps):
-            asked = config.llm_batch_size if objective.llm is not None else 0
-            pictures = self.micro_batch_size + asked * self.micro_batch_size // config.batch_size
+        if pays(accelerator.device, teacher.dtype, self.plan.num_steps):
+            micro, asked = self.plan.micro_batch_size, 0 if objective.pictures is None else config.llm_batch_size
+            pictures = micro + asked * micro // config.batch_size
             size = (pictures, 3, teacher.image_size, teacher.image_size)
             self.teach = compile_frozen(self.teach, torch.zeros(size, device=accelerator.device))
         self.checkpoints = Checkpoints(run, accelerator, self.optimizer, objective, running.keep_checkpoints)
@@ -86,80 +86,43 @@ class Trainer:
 
     def train(self) -> None:
         """Run all remaining steps."""
-        with Progress(self.run, self.accelerator, self.num_steps, self.step, self.config.batch_size) as progress:
+        with Progress(self.run, self.accelerator, self.plan.num_steps, self.step, self.config.batch_size) as progress:
             self._take_steps(progress)
 
     def _take_steps(self, progress: Progress) -> None:
-        stream = self._batches()
+        plan, stream = self.plan, self._batches()
         clock = time.perf_counter()
         window = torch.zeros(len(self.objective.names), device=self.accelerator.device)  # sums since the last log line
-        while self.step < self.num_steps:
+        while self.step < plan.num_steps:
             window += self._train_step(stream)
             self.step += 1
             self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
-            last = self.step == self.num_steps
             progress.advance()
-            if self.step % self.running.log_every == 0 or last:
-                self._log(window / ((self.step - 1) % self.running.log_every + 1), progress)
+            if plan.is_due(self.step, plan.log_every):
+                self._log(window / ((self.step - 1) % plan.log_every + 1), progress)
                 window.zero_()
-            if self.step % self.eval_every == 0 or last:
+            if plan.is_due(self.step, plan.eval_every):
                 # On all processes: under FSDP a forward pass is a collective.
                 progress.validated(self.step, self.validator(self.student), self.validator.draw(self.student))
-            if self.step % self.save_every == 0 or last:
-                self.save_checkpoint()
-
-    @property
-    def eval_every(self) -> int:
-        return _multiple(self.running.eval_every or self.num_steps / 10, self.running.log_every)
-
-    @property
-    def save_every(self) -> int:
-        """Checkpoints fall on log lines, so that no half-summed window needs saving."""
-        return _multiple(self.running.save_every or self.num_steps / 20, self.running.log_every)
+            if plan.is_due(self.step, plan.save_every):
+                self.checkpoints.save(self.step, self.seconds, self.newly_skipped)
+                self.newly_skipped.clear()
 
     def _batches(self) -> Iterator[Batch]:
         """Give micro-batches from the current step on, on the device."""
-        asked = None
-        if self.objective.llm is not None:
-            asked = self.objective.llm.pictures, self.config.llm_batch_size
-        loading = Loading(self.running.seed, self.running.workers, self.accumulation)
+        pictures = self.objective.pictures
+        asked = None if pictures is None else (pictures, self.config.llm_batch_size)
+        loading = Loading(self.running.seed, self.running.workers, self.plan.accumulation)
         return batches(self.images, self.config.batch_size, asked, loading, self.accelerator, self.step)
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Images a process sees at once."""
-        processes = self.accelerator.num_processes
-        micro = self.config.micro_batch_size or max(1, self.config.batch_size // processes)
-        if self.config.batch_size % (micro * processes):
-            raise ValueError(
-                f"`batch_size` {self.config.batch_size} is not a multiple of {processes} processes x {micro} images"
-            )
-        return micro
-
-    def _check_memory(self) -> None:
-        """Refuse micro-batches whose pixels alone do not fit into this machine, where a kill would follow."""
-        side = max(self.student_size, self.teacher.image_size)
-        pixels = 3 * 4 * side * side * self.micro_batch_size
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if pixels > memory:
-            raise ValueError(
-                f"{self.micro_batch_size:,} images of {side} pixels at once take {pixels / 1e9:,.0f} GB, and this "
-                f"machine has {memory / 1e9:,.0f}: lower `batch_size` or `micro_batch_size`"
-            )
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of one optimiser step."""
-        return self.config.batch_size // (self.micro_batch_size * self.accelerator.num_processes)
 
     def _train_step(self, stream: Iterator[Batch]) -> Tensor:
         """Take one optimiser step; return this process's scores, as the objective names them."""
         self._set_learning_rates()
         scores = torch.zeros(len(self.objective.names), device=self.accelerator.device)
-        for micro_step in range(self.accumulation):
+        for micro_step in range(self.plan.accumulation):
             batch = next(stream)
             self.newly_skipped.update(batch.skipped)
-            if micro_step == self.accumulation - 1:
+            if micro_step == self.plan.accumulation - 1:
                 scores += self._backward(batch, micro_step)
             else:
                 with self.accelerator.no_sync(self.student):
@@ -175,12 +138,13 @@ class Trainer:
         pixels = resize_pixels(batch.pixel_values, self.student_size)
         key = (self.running.seed, self.step, micro_step, self.accelerator.process_index)
         terms = self.objective(self.student, pixels, taught, batch, key)
-        self.accelerator.backward(terms.loss / self.accumulation)
-        return terms.scores / self.accumulation
+        self.accelerator.backward(terms.loss / self.plan.accumulation)
+        return terms.scores / self.plan.accumulation
 
     def _set_learning_rates(self) -> None:
+        plan = self.plan
         for group in self.optimizer.param_groups:
-            factor = learning_rate_factor(self.step, self.num_steps, self.num_warmup_steps, group["inherited"])
+            factor = learning_rate_factor(self.step, plan.num_steps, plan.num_warmup_steps, group["inherited"])
             group["lr"] = group["peak_lr"] * factor
 
     def _log(self, means: Tensor, progress: Progress) -> None:
@@ -217,21 +181,26 @@ class Trainer:
         bad = sum((~tensor.isfinite().all()).to(self.accelerator.device, torch.float32) for tensor in local)
         return not self.accelerator.reduce(torch.as_tensor(bad, device=self.accelerator.device), "sum").item()
 
-    def save_checkpoint(self) -> None:
-        """Write a checkpoint of this step."""
-        self.checkpoints.save(self.step, self.seconds, self.newly_skipped)
-        self.newly_skipped.clear()
-
     def final_scores(self) -> dict[str, float]:
         """Return the last validation's scores as they were logged; measure once more where that line is lost."""
-        known = [line for line in self.run.read_log() if "val_cosine" in line and line["step"] == self.num_steps]
-        return known[-1] if known else {"step": self.num_steps, **self.validator(self.student)}
+        known = [line for line in self.run.read_log() if "val_cosine" in line and line["step"] == self.plan.num_steps]
+        return known[-1] if known else {"step": self.plan.num_steps, **self.validator(self.student)}
 
     def final_state(self) -> dict[str, Tensor]:
         """Return the student's full state dict, gathered from all processes, on the CPU."""
         return {name: value.cpu() for name, value in self.accelerator.get_state_dict(self.student).items()}
 
 
-def _multiple(steps: float, unit: int) -> int:
-    """Round up to a multiple of ``unit``."""
-    return max(1, -(-int(steps) // unit)) * unit
+def check_memory(num_images: int, side: int) -> None:
+    """Refuse micro-batches whose pixels alone do not fit into this machine, where a kill would follow.
+
+    Raises:
+        ValueError: ``num_images`` of ``side`` pixels do not fit.
+    """
+    pixels = 3 * 4 * side * side * num_images
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if pixels > memory:
+        raise ValueError(
+            f"{num_images:,} images of {side} pixels at once take {pixels / 1e9:,.0f} GB, and this "
+            f"machine has {memory / 1e9:,.0f}: lower `batch_size` or `micro_batch_size`"
+        )

@@ -4,8 +4,8 @@ reading.py says what both are. It works with every way of transformers' ``genera
 batches padded on the left, static caches, prompts read in chunks, assistants): ``generate`` sees the prompt's ids
 alone, and hooks before the LLM give it the latents, positions and bias (hooks.py).
 
-    with swapped(model, processor, "path/to/encoder") as swap:
-        generate_in_place(model, inputs, count_patches(swap.vision_config), max_new_tokens=64)
+    with swapped(model, processor, "path/to/encoder") as record:
+        generate_in_place(model, inputs, record.num_patches, max_new_tokens=64)
 
 Letters: B prompts, L prompt tokens, I images, N latents, M patches, T image tokens (N, one more with CLS), W width.
 """

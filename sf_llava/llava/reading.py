@@ -112,7 +112,7 @@ def reading_of(model: "LlavaForConditionalGeneration", num_patches: int | None =
     """
     layer = model.config.vision_feature_layer
     if not isinstance(layer, int):
-        raise ValueError(f"positions by RoI centre need one vision_feature_layer, not {layer}")
+        raise ValueError(f"expected a LLaVA that reads its tower at one vision_feature_layer, not {layer}")
     return Reading(layer, model.config.vision_feature_select_strategy == "full", num_patches)
 
 

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.llava.host import find_llava, kind_of, unwrap
-from sf_llava.llava.tokens import PROCESSOR_FIELDS, count_image_tokens, fit_image_processor, fit_processor
+from sf_llava.llava.tokens import (
+    PROCESSOR_FIELDS,
+    count_image_tokens,
+    count_patches,
+    fit_image_processor,
+    fit_processor,
+)
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
 
@@ -61,6 +67,15 @@ class Swap:
     image_seq_length: int
     processor_fields: dict[str, Any]
     tower_marks: dict[str, tuple[int, int]]
+
+    @property
+    def num_patches(self) -> int:
+        """M, the patches of the tower that was taken out, which the LLM was trained with.
+
+        Raises:
+            ValueError: they cannot be counted, as of a tower that is a SparseFormer itself.
+        """
+        return count_patches(self.vision_config)
 
 
 def swap(
@@ -124,7 +139,7 @@ def swapped(
     The old tower comes back whatever ends the block.
 
     Returns:
-        Yields the record of the swap: ``vision_config`` of the tower that was taken out, ``encoder`` of that in place.
+        Yields the record of the swap: ``encoder`` is the tower in place, ``num_patches`` are those of the other.
     """
     record = swap(model, processor, encoder)
     try:

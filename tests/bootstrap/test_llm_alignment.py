@@ -15,6 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from sf_llava.bootstrap.config import BootstrapConfig, StudentConfig
 from sf_llava.bootstrap.objectives.llm import load_llm
+from sf_llava.bootstrap.objectives.objective import Seen
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.student import make_student
 from sf_llava.llava import encode_prompts, swap
@@ -70,7 +71,9 @@ def load(world, teacher, name="llava", layer=-2):
 
 def say(llm, student, teacher, indices):
     """The loss ``llm``."""
-    return llm(student, teacher, torch.zeros(len(student), student.shape[1] - 1, 4), indices)["llm"]
+    embeds, rois = torch.zeros(len(student), 3), torch.zeros(len(student), student.shape[1] - 1, 4)
+    seen = Seen(embeds, student, rois), Seen(embeds, teacher)
+    return llm(*seen, torch.tensor(indices), torch.Generator())["llm"]
 
 
 def make_encoder(world):
@@ -162,6 +165,25 @@ def test_gradient_flows_through_the_frozen_llm_into_the_student_alone(world, tea
     say(llm, student, tokens, [0, 1]).backward()
     assert student.grad[:, 1:].abs().sum() > 0 and student.grad[:, 0].abs().sum() == 0  # CLS is not read
     assert all(parameter.grad is None for parameter in [*llm.model.parameters(), *teacher.parameters()])
+
+
+def test_the_objective_trains_a_student_in_a_loop_of_ones_own(world, teacher):
+    student, llm = make_encoder(world).train(), load(world, teacher)
+    llm.weights = {"llm": 1.0, "placed": 1.0}
+    indices = torch.tensor([0, 2])
+    pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in indices.tolist()])
+    taught = Seen(*teacher.embeds_and_tokens(pixels, -2))
+    optimizer = torch.optim.Adam((p for p in student.parameters() if p.requires_grad), lr=1e-3)
+    losses = []
+    for step in range(6):
+        said = Seen.by_student(student(pixels, output_hidden_states=(-2, -1)), layer=-2)
+        terms = llm(said, taught, indices, torch.Generator().manual_seed(step))
+        loss = sum(weight * terms[name] for name, weight in llm.weights.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def settings(world, output, **changes):

@@ -7,6 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_state import (
+    CORTEX_BLOCKS,
+    IMAGE_SIZE,
+    ITERATIONS,
+    KINDS,
+    LATENTS,
+    PROJECTED,
+    WIDTH,
+    make_pixel_values,
+    make_state,
+)
 from safetensors import safe_open
 
 from sf_llava.model import SparseFormerModel
@@ -15,41 +26,72 @@ from sf_llava.model.official import convert_official, load_official
 ROOT = Path(__file__).resolve().parents[2]
 
 
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def read_golden(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (not a dict)
+
+
 @pytest.fixture
-def golden(golden_dir):
-    with safe_open(golden_dir / "official_clip_tiny.io.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return tensors, file.metadata()
+def state():
+    return make_state()
+
+
+@pytest.fixture
+def checkpoint(state, tmp_path):
+    torch.save(state, tmp_path / "official.pth")
+    return tmp_path / "official.pth"
 
 
 def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
     return ((value.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-3)])
-def test_outputs_agree_with_the_official_model(golden_dir, golden, dtype, tolerance):
-    expected, metadata = golden
-    model = load_official(golden_dir / "official_clip_tiny.pth", int(metadata["image_size"])).to(dtype)
+def check_outputs(model: SparseFormerModel, pixel_values: torch.Tensor, expected: dict[str, torch.Tensor], tolerance):
+    dtype = next(model.parameters()).dtype
     with torch.no_grad():
-        output = model(expected["pixel_values"].to(dtype), output_hidden_states=True)
-    assert relative_error(output.image_embeds, expected["embedding"]) < tolerance
+        output = model(pixel_values.to(dtype), output_hidden_states=True)
+    embedding = output.logits if model.config.num_classes else output.image_embeds
+    assert relative_error(embedding, expected["embedding"]) < tolerance
     assert relative_error(model.norm(output.last_hidden_state), expected["final_tokens_after_norm"]) < tolerance
-    assert relative_error(output.rois[:, -1], expected["rois_after_focusing"]) < tolerance
     assert relative_error(output.rois[:, -1], expected["final_rois"]) < tolerance
 
 
-def test_sizes_are_read_from_the_tensors(golden_dir, golden):
-    _, metadata = golden
-    config = load_official(golden_dir / "official_clip_tiny.pth").config
-    assert config.num_latents == int(metadata["latents"])
-    assert config.hidden_size == int(metadata["width"])
-    assert config.num_hidden_layers == int(metadata["cortex_blocks"])
-    assert config.projection_dim == int(metadata["proj_dim"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_agree_with_the_official_model(kind, dtype, tolerance):
+    expected, _ = read_golden(GOLDEN / f"{kind}.safetensors")
+    check_outputs(convert_official(make_state(kind), IMAGE_SIZE).to(dtype), make_pixel_values(), expected, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-3)])
+def test_outputs_agree_with_the_official_model_on_numbers_drawn_elsewhere(golden_dir, dtype, tolerance):
+    expected, metadata = read_golden(golden_dir / "official_clip_tiny.io.safetensors")
+    model = load_official(golden_dir / "official_clip_tiny.pth", int(metadata["image_size"])).to(dtype)
+    check_outputs(model, expected["pixel_values"], expected, tolerance)
+    check_outputs(
+        model, expected["pixel_values"], expected | {"final_rois": expected["rois_after_focusing"]}, tolerance
+    )
+
+
+def test_the_tiny_state_has_the_layout_of_one_saved_elsewhere(golden_dir, state):
+    saved = torch.load(golden_dir / "official_clip_tiny.pth", weights_only=True)
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in saved.items()}
+
+
+def test_sizes_are_read_from_the_tensors(checkpoint):
+    config = load_official(checkpoint).config
+    assert config.num_focusing_iterations == ITERATIONS
+    assert config.num_latents == LATENTS
+    assert config.hidden_size == WIDTH
+    assert config.num_hidden_layers == CORTEX_BLOCKS
+    assert config.projection_dim == PROJECTED
     assert config.hidden_act == "quick_gelu"
 
 
-def test_a_projection_with_bias_is_augregs_classifier(golden_dir):
-    state = torch.load(golden_dir / "official_clip_tiny.pth", weights_only=True)
+def test_a_projection_with_bias_is_augregs_classifier(state):
     state["proj.bias"] = torch.zeros(len(state["proj.weight"]))
     model = convert_official(state)
     assert (model.config.num_classes, model.config.projection_dim, model.config.hidden_act) == (32, 0, "gelu")
@@ -57,8 +99,7 @@ def test_a_projection_with_bias_is_augregs_classifier(golden_dir):
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape"])
-def test_loading_is_strict(golden_dir, damage):
-    state = torch.load(golden_dir / "official_clip_tiny.pth", weights_only=True)
+def test_loading_is_strict(state, damage):
     if damage == "missing":
         del state["layers.4.mlp.fc1.bias"]
     elif damage == "unexpected":
@@ -70,22 +111,21 @@ def test_loading_is_strict(golden_dir, damage):
         convert_official(state)
 
 
-def test_the_script_writes_a_directory_that_from_pretrained_loads(golden_dir, golden, tmp_path):
-    expected, _ = golden
-    source = golden_dir / "official_clip_tiny.pth"
+def test_the_script_writes_a_directory_that_from_pretrained_loads(state, tmp_path):
+    expected, _ = read_golden(GOLDEN / "clip.safetensors")
     wrapped = tmp_path / "wrapped.pth"
-    torch.save({"model": torch.load(source, weights_only=True)}, wrapped)
+    torch.save({"model": state}, wrapped)
     command = [sys.executable, ROOT / "scripts/convert.py", "official", wrapped, tmp_path / "out", "--image-size", "64"]
     subprocess.run(command, check=True, capture_output=True)
     model = SparseFormerModel.from_pretrained(tmp_path / "out").eval()
-    assert relative_error(model(expected["pixel_values"]).image_embeds, expected["embedding"]) < 1e-3
+    assert relative_error(model(make_pixel_values()).image_embeds, expected["embedding"]) < 1e-3
 
 
 @pytest.mark.parametrize("case", ["truncated", "absent"])
-def test_a_bad_file_is_one_sentence(golden_dir, tmp_path, case):
+def test_a_bad_file_is_one_sentence(checkpoint, tmp_path, case):
     path = tmp_path / "file.pth"
     if case == "truncated":
-        path.write_bytes((golden_dir / "official_clip_tiny.pth").read_bytes()[:5000])
+        path.write_bytes(checkpoint.read_bytes()[:5000])
     command = [sys.executable, ROOT / "scripts/convert.py", "official", path, tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
@@ -94,16 +134,11 @@ def test_a_bad_file_is_one_sentence(golden_dir, tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def state(golden_dir):
-    return torch.load(golden_dir / "official_clip_tiny.pth", weights_only=True)
-
-
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
-def test_a_prefix_before_every_key_changes_nothing(golden_dir, state, tmp_path, prefix):
+def test_a_prefix_before_every_key_changes_nothing(checkpoint, state, tmp_path, prefix):
     torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "ddp.pth")
     found = load_official(tmp_path / "ddp.pth").state_dict()
-    expected = load_official(golden_dir / "official_clip_tiny.pth").state_dict()
+    expected = load_official(checkpoint).state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 

@@ -1,63 +1,62 @@
 """The objective on the final embedding: the paper's alignment (Eq. 5) and the alternatives of its Table 3.
 
     objective = EmbeddingObjective()                                     # the cosine of Eq. 5
-    loss = objective(student(pixel_values).image_embeds, teacher(pixel_values))["embedding"]
+    student, teacher = Seen(encoder(pixel_values).image_embeds), Seen(clip(pixel_values))
+    loss = objective(student, teacher, indices, generator)["embedding"]
 
-Letters: B images, E embedding width, K classes.
+``cosine_loss`` and ``kl_loss`` are the same as functions. Letters: B images, E embedding width, K classes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sf_llava.bootstrap.objectives.objective import Objective, Seen
 
-@dataclass(frozen=True)
-class EmbeddingObjective:
-    """Compares the student's embedding with the teacher's.
 
-    Attributes:
+class EmbeddingObjective(Objective):
+    """Compares the student's embedding with the teacher's; its terms are ``embedding`` and, weighted, ``class``.
+
+    Args:
         loss: ``cosine`` (Eq. 5), or ``kl`` between class distributions.
         temperature: of the latter.
         class_weight: of an added cross-entropy on labels; 0 adds none.
         class_logits: turns embeddings (B, E) into logits (B, K), for ``kl`` and the cross-entropy.
+        labels: (images,) int64 class of every training image, for the cross-entropy.
+
+    Raises:
+        ValueError: a loss on classes without logits or labels.
     """
 
-    loss: Literal["cosine", "kl"] = "cosine"
-    temperature: float = 3.0
-    class_weight: float = 0.0
-    class_logits: Callable[[Tensor], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if self.class_logits is None and (self.loss == "kl" or self.class_weight):
+    def __init__(
+        self,
+        loss: Literal["cosine", "kl"] = "cosine",
+        temperature: float = 3.0,
+        class_weight: float = 0.0,
+        class_logits: Callable[[Tensor], Tensor] | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        if class_logits is None and (loss == "kl" or class_weight):
             raise ValueError("a loss on classes needs class_logits, which turn embeddings into logits")
+        if labels is None and class_weight:
+            raise ValueError("the cross-entropy needs labels, the class of every training image")
+        self.loss, self.temperature = loss, temperature
+        self.class_logits, self.labels = class_logits, labels
+        self.weights = {"embedding": 1.0} | ({"class": class_weight} if class_weight else {})
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of every term."""
-        return {"embedding": 1.0} | ({"class": self.class_weight} if self.class_weight else {})
-
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute every term, unweighted.
-
-        Args:
-            student: (B, E) embeddings of the student.
-            teacher: (B, E) embeddings of the teacher.
-            labels: (B,) int64 classes, for the cross-entropy.
-
-        Returns:
-            Scalars by name, float32: ``embedding``, and ``class`` where it has a weight.
-        """
+    def __call__(self, student: Seen, teacher: Seen, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Compute every term, unweighted; see :class:`Objective`."""
         logits = self.class_logits
         if self.loss == "kl" and logits is not None:
-            terms = {"embedding": kl_loss(logits(student), logits(teacher), self.temperature)}
+            terms = {"embedding": kl_loss(logits(student.embeds), logits(teacher.embeds), self.temperature)}
         else:
-            terms = {"embedding": cosine_loss(student, teacher)}
-        if self.class_weight and logits is not None:
-            assert labels is not None, "the cross-entropy needs labels"
-            terms["class"] = F.cross_entropy(logits(student), labels)
+            terms = {"embedding": cosine_loss(student.embeds, teacher.embeds)}
+        if "class" in self.weights and logits is not None and self.labels is not None:
+            labels = self.labels[indices].to(student.embeds.device, non_blocking=True)
+            terms["class"] = F.cross_entropy(logits(student.embeds), labels)
         return terms
 
 

@@ -2,7 +2,9 @@
 CLIP's. ``llm`` reads the student's as they come, ``placed`` by RoI centre with the attention bias.
 
     objective = load_llm({"llm": 4.0}, "path/to/llava", "path/to/ScienceQA", teacher, -2, "sdpa", preprocessing)
-    terms = objective(student_states, teacher_states, rois, indices)     # of the pictures of these questions
+    pixels = torch.stack([objective.pictures[0, index]["pixel_values"] for index in indices.tolist()])
+    student = Seen.by_student(encoder(pixels, output_hidden_states=(-2, -1)), layer=-2)
+    terms = objective(student, Seen(*teacher.embeds_and_tokens(pixels, -2)), indices, generator)
 
 Questions come from the train split of data in ScienceQA's form, each with its own picture, worded as the evaluation
 words them. The answer that is forced on the LLM is the data's own text (lecture, solution, "The answer is X."). It is
@@ -24,11 +26,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from sf_llava.bootstrap.inputs import digest_module
+from sf_llava.bootstrap.objectives.objective import Objective, Seen
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.llava.hooks import weigh_latents
 from sf_llava.llava.loading import load_llava
 from sf_llava.llava.reading import Reading, project, reading_of
+from sf_llava.measure.store import digest_texts
 from sf_llava.scienceqa.data import ScienceQA, explain, open_scienceqa
 from sf_llava.scienceqa.run import Answerer, Generation
 from sf_llava.teachers.base import Teacher
@@ -61,7 +66,7 @@ class Conversation(NamedTuple):
     answer: list[int]
 
 
-class LlmObjective:
+class LlmObjective(Objective):
     """Compares next-token distributions of a LLaVA's frozen LLM behind two sets of image tokens.
 
     Args:
@@ -74,6 +79,8 @@ class LlmObjective:
     Attributes:
         pictures: those of the questions, each under its question's index.
     """
+
+    needs_tokens = True
 
     def __init__(
         self,
@@ -90,28 +97,26 @@ class LlmObjective:
         self.answerer = Answerer(model, processor, Generation())
         self.reading = reading_of(model)
 
-    def __call__(self, student: Tensor, teacher: Tensor, rois: Tensor, indices: Sequence[int]) -> dict[str, Tensor]:
+    def __call__(self, student: Seen, teacher: Seen, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute the mean over answer positions of KL(behind the teacher's tokens || behind the student's).
 
-        Args:
-            student: (K, 1 + N, D) hidden state of the student for the questions' pictures.
-            teacher: (K, 1 + M, D) that of the teacher.
-            rois: (K, N, 4) the student's last RoIs.
-            indices: which questions.
-
-        Returns:
-            Scalars by name, float32.
+        See :class:`Objective`; ``indices`` are those of the questions.
         """
-        conversations = [self.encode(index) for index in indices]
+        conversations = [self.encode(index) for index in indices.tolist()]
         with torch.no_grad():
-            target = self.next_tokens(teacher, conversations, self.reading)
+            target = self.next_tokens(teacher.tokens, conversations, self.reading)
         losses = {}
         for name in self.weights:
             placed = name == "placed"
-            reading = replace(self.reading, num_patches=teacher.shape[1] - 1) if placed else self.reading
-            said = self.next_tokens(student, conversations, reading, rois)
+            reading = replace(self.reading, num_patches=teacher.tokens.shape[1] - 1) if placed else self.reading
+            said = self.next_tokens(student.tokens, conversations, reading, student.rois)
             losses[name] = F.kl_div(said, target, reduction="batchmean", log_target=True)
         return losses
+
+    def digests(self) -> dict[str, str]:
+        """Digest LLaVA and questions."""
+        problems = (f"{problem}" for problem in self.questions.data.problems)
+        return digest_module("weights of the LLaVA", self.model) | {"questions": digest_texts(*problems)}
 
     def encode(self, index: int) -> Conversation:
         """Tokenise question ``index`` as the evaluation does, and its answer."""

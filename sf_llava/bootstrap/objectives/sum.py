@@ -1,5 +1,6 @@
 """The objectives of one run and their weighted sum."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from torch import Tensor
 from sf_llava.bootstrap.batches import Batch
 from sf_llava.bootstrap.config import LLM_LOSSES, ObjectiveConfig
 from sf_llava.bootstrap.objectives.embedding import EmbeddingObjective
-from sf_llava.bootstrap.objectives.llm import LlmObjective, load_llm
+from sf_llava.bootstrap.objectives.llm import load_llm
+from sf_llava.bootstrap.objectives.objective import Objective, Seen
 from sf_llava.bootstrap.objectives.tokens import TokenObjective, measure_tokens
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.bootstrap_images import BootstrapImages
@@ -21,10 +23,10 @@ from sf_llava.teachers.base import Teacher
 
 
 class Taught(NamedTuple):
-    """What the teacher says of a batch: ``embeds`` (B, E), and the hidden state ``tokens`` (B, 1 + M, D) if needed."""
+    """What the teacher says of a batch: ``embeds`` (B, E), and the hidden state ``states`` (B, 1 + M, D) if needed."""
 
     embeds: Tensor
-    tokens: Tensor | None
+    states: Tensor | None
 
 
 class Terms(NamedTuple):
@@ -34,34 +36,37 @@ class Terms(NamedTuple):
     scores: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class ObjectiveSum:
     """The weighted sum of a run's objectives.
 
     Attributes:
         embedding: on the final embedding, always there.
-        tokens: on the tokens that LLaVA reads, where asked for.
-        llm: through a LLaVA, where asked for.
-        layer: hidden state of student and teacher that the latter two read, counted from the end.
-        labels: (images,) int64 class of every training image, where the embedding's objective needs them.
+        others: beside it, in the order of the log; one of them at most brings pictures of its own.
+        layer: hidden state of student and teacher that they read, counted from the end.
     """
 
     embedding: EmbeddingObjective
-    tokens: TokenObjective | None
-    llm: LlmObjective | None
+    others: Sequence[Objective]
     layer: int
-    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert sum(objective.pictures is not None for objective in self.others) <= 1, "a batch has room for one"
 
     @property
     def needs_tokens(self) -> bool:
         """Whether hidden states are compared, beside embeddings."""
-        return self.tokens is not None or self.llm is not None
+        return any(objective.needs_tokens for objective in self.others)
+
+    @property
+    def pictures(self) -> BootstrapImages | None:
+        """The pictures that an objective brings, beside the training images."""
+        return next((objective.pictures for objective in self.others if objective.pictures is not None), None)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the scores: the loss, the cosine of the embeddings, every term on tokens."""
-        parts = (part for part in (self.tokens, self.llm) if part is not None)
-        return ("loss", "cosine", *(name for part in parts for name in part.weights))
+        """Names of the scores: the loss, the cosine of the embeddings, every term of the others."""
+        return ("loss", "cosine", *(name for objective in self.others for name in objective.weights))
 
     def teach(self, teacher: Teacher, pixel_values: Tensor) -> Taught:
         """Ask the teacher what the objectives need of a batch."""
@@ -81,38 +86,36 @@ class ObjectiveSum:
             batch: which images and questions these are.
             key: of the random numbers.
         """
-        count = len(batch.images)  # behind them, the pictures of questions
         wanted = {"output_hidden_states": (self.layer, -1)} if self.needs_tokens else {}
-        output = student(pixel_values, **wanted)
-        embeds, target = output.image_embeds[:count].float(), taught.embeds[:count].float()
-        labels = None if self.labels is None else self.labels[batch.images].to(embeds.device, non_blocking=True)
-        terms = self.embedding(embeds, target, labels)
-        weights = dict(self.embedding.weights)
-        if taught.tokens is not None:
-            states, rois = output.hidden_states[self.layer], output.rois[:, -1]
-            if self.tokens is not None:
-                terms |= self.tokens(states[:count], taught.tokens[:count], generator_of(*key))
-                weights |= self.tokens.weights
-            if self.llm is not None:
-                asked = batch.questions.tolist()
-                terms |= self.llm(states[count:], taught.tokens[count:], rois[count:], asked)
-                weights |= self.llm.weights
-        loss = terms["embedding"]
-        for name in [name for name in terms if name != "embedding"]:
-            loss = loss + weights[name] * terms[name]
-        cosine = F.cosine_similarity(embeds.detach(), target, dim=-1).mean()
-        shown = [terms[name].detach() for name in self.names[2:]]
-        return Terms(loss, torch.stack([loss.detach(), cosine, *shown]))
+        said = Seen.by_student(student(pixel_values, **wanted), self.layer if self.needs_tokens else None)
+        asked = Seen(taught.embeds.float(), taught.states)
+        images, questions = slice(None, len(batch.images)), slice(len(batch.images), None)
+        loss: Tensor | float = 0.0
+        scores: list[Tensor] = []
+        for objective in (self.embedding, *self.others):
+            part, indices = (images, batch.images) if objective.pictures is None else (questions, batch.questions)
+            terms = objective(said.of(part), asked.of(part), indices, generator_of(*key))
+            for name, weight in objective.weights.items():
+                loss = loss + weight * terms[name]
+            if objective is not self.embedding:
+                scores += [terms[name].detach() for name in objective.weights]
+        assert isinstance(loss, Tensor)
+        cosine = F.cosine_similarity(said.embeds[images].detach(), asked.embeds[images], dim=-1).mean()
+        return Terms(loss, torch.stack([loss.detach(), cosine, *scores]))
+
+    def digests(self) -> dict[str, str]:
+        """Digest what the objectives read beside teacher and images, by the words for each."""
+        return {what: digest for objective in self.others for what, digest in objective.digests().items()}
 
     def save(self, directory: Path) -> None:
         """Write what a resumed run must find again into a checkpoint."""
-        if self.tokens is not None:
-            self.tokens.save(directory)
+        for objective in self.others:
+            objective.save(directory)
 
     def load(self, directory: Path) -> None:
         """Take it from a checkpoint."""
-        if self.tokens is not None:
-            self.tokens.load(directory)
+        for objective in self.others:
+            objective.load(directory)
 
 
 def make_objective(
@@ -133,15 +136,14 @@ def make_objective(
         raise ValueError(f"`align_layer` {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
     by_tokens = {name: weight for name, weight in config.align.items() if name not in LLM_LOSSES}
     by_llm = {name: weight for name, weight in config.align.items() if name in LLM_LOSSES}
-    llm = None
+    others: list[Objective] = []
+    if by_tokens:
+        others.append(TokenObjective(by_tokens, *measure_tokens(teacher, images, layer)))
     if by_llm:
         assert config.llava is not None and config.questions is not None, "the configuration was checked"
         attention, preprocessing = student.config._attn_implementation, images.transform.preprocessing
-        llm = load_llm(by_llm, config.llava, config.questions, teacher, layer, attention, preprocessing)
-    return ObjectiveSum(
-        EmbeddingObjective(config.loss, config.temperature, config.class_loss_weight, validator.class_logits),
-        TokenObjective(by_tokens, *measure_tokens(teacher, images, layer)) if by_tokens else None,
-        llm,
-        layer,
-        None if labels is None else torch.tensor(labels),
-    )
+        others.append(load_llm(by_llm, config.llava, config.questions, teacher, layer, attention, preprocessing))
+    known = None if labels is None else torch.tensor(labels)
+    logits = validator.class_logits
+    embedding = EmbeddingObjective(config.loss, config.temperature, config.class_loss_weight, logits, known)
+    return ObjectiveSum(embedding, others, layer)

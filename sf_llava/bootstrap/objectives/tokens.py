@@ -1,7 +1,8 @@
 """The objective on the tokens that LLaVA reads, beyond the paper, whose loss supervises the final CLS alone.
 
     objective = TokenObjective({"set": 0.3, "readout": 1.0}, *measure_tokens(teacher, images, layer=-2))
-    terms = objective(student_states, teacher_states, torch.Generator().manual_seed(step))
+    student = Seen.by_student(encoder(pixel_values, output_hidden_states=(-2, -1)), layer=-2)
+    terms = objective(student, Seen(*teacher.embeds_and_tokens(pixel_values, -2)), indices, generator)
 
 LLaVA's projector reads penultimate latents. These losses compare them with the teacher's penultimate patch tokens of
 the same image. Both are standardised per channel first, with the mean and deviation of the teacher's tokens over a
@@ -16,12 +17,14 @@ Letters: B images, N latents, M patches, T tokens (CLS first), D width, Q querie
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sf_llava.bootstrap.objectives.objective import Objective, Seen
 from sf_llava.bootstrap.validation import resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.teachers.base import Teacher
@@ -103,7 +106,7 @@ def draw_queries(tokens: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @dataclass
-class TokenObjective:
+class TokenObjective(Objective):
     """Compares the tokens that LLaVA reads with the teacher's patch tokens, both standardised per channel.
 
     Attributes:
@@ -114,19 +117,11 @@ class TokenObjective:
     weights: Mapping[str, float]
     mean: Tensor
     std: Tensor
+    needs_tokens: ClassVar[bool] = True
 
-    def __call__(self, student: Tensor, teacher: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Compute every term, unweighted.
-
-        Args:
-            student: (B, 1 + N, D) hidden state of the student, CLS first.
-            teacher: (B, 1 + M, D) hidden state of the teacher, CLS first.
-            generator: on the CPU; draws the queries of ``readout``.
-
-        Returns:
-            Scalars by name, float32.
-        """
-        latents, patches = self.standardise(student[:, 1:]), self.standardise(teacher[:, 1:])
+    def __call__(self, student: Seen, teacher: Seen, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Compute every term, unweighted; see :class:`Objective`. The generator draws the queries of ``readout``."""
+        latents, patches = self.standardise(student.tokens[:, 1:]), self.standardise(teacher.tokens[:, 1:])
         terms = {}
         if "set" in self.weights:
             terms["set"] = set_loss(latents, patches)
