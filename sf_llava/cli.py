@@ -13,7 +13,7 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -85,14 +85,72 @@ FRACTION = Number(float, 0, 1)
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+OLD_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def precision(text: str) -> str:
+    """Read a precision; an old spelling is an error that says the new one.
+
+    Raises:
+        argparse.ArgumentTypeError: an old spelling.
+    """
+    if text in OLD_PRECISIONS:
+        raise argparse.ArgumentTypeError(f"{text} is {OLD_PRECISIONS[text]} now")
+    return text
+
+
+def directory(text: str) -> str:
+    """Read the directory of an output; the name of a results file, which some commands took before, is an error.
+
+    Raises:
+        argparse.ArgumentTypeError: it ends in ``.json``.
+    """
+    if text.endswith(".json"):
+        raise argparse.ArgumentTypeError(
+            f"expected a directory, into which results.json is written now, not {text!r}: write {text[:-5]}"
+        )
+    return text
+
+
+class Renamed(argparse.Action):
+    """An old spelling of a flag, which is not in the help: an error that says the new one."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, new: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        self.new = new
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        parser.error(f"{option_string} is {self.new} now")
+
+
+RENAMED = {"bits": {"--load-in-4bit": "--bits 4", "--load-in-8bit": "--bits 8"}}
+"""By the flag that took their place: old spellings, and what to write now."""
 FLAGS: dict[str, dict[str, Any]] = {
     "device": dict(default="auto", help="auto, cpu, cuda, cuda:1 ...; auto: the GPU where there is one (%(default)s)"),
-    "dtype": dict(default="fp32", choices=PRECISIONS, help="of weights and arithmetic (%(default)s)"),
+    "dtype": dict(default="fp32", type=precision, choices=PRECISIONS, help="of weights and arithmetic (%(default)s)"),
     "bits": dict(type=int, choices=[4, 8], help="load the LLM in so many bits (bitsandbytes)"),
     "workers": dict(
         type=THREADS_OR_AUTO, default=0, metavar="N", help="processes that decode; 0: this one (%(default)s)"
     ),
     "threads": dict(type=THREADS_OR_AUTO, default=0, metavar="N", help="of the CPU; 0: torch's choice (%(default)s)"),
+    "batch-size": dict(type=BATCH, metavar="N", help="images at once (%(default)s)"),
+    "seed": dict(type=SEED, default=0, metavar="N", help="of all that is drawn at random (%(default)s)"),
+    "limit": dict(type=POSITIVE_INT, metavar="N", help="ask about N of the data alone, drawn by --seed (default: all)"),
+    "model": dict(
+        default="mini",
+        metavar="NAME",
+        help="LLaVA: mini, a directory (transformers' or original), a hub name (%(default)s)",
+    ),
+    "teacher": dict(metavar="NAME", help="default: the one that the encoder's run names, else mini"),
+    "output": dict(type=directory, metavar="DIR", help="directory of all that is written (%(default)s)"),
+    "cache": dict(default="runs/embeddings", metavar="DIR", help="directory of kept embeddings (%(default)s)"),
+    "json": dict(metavar="FILE", help="write the result to this file too"),
     "tower": dict(metavar="DIR", help="where an original LLaVA directory's own tower lies (default: what it names)"),
     "conversation": dict(choices=["llava_v1", "vicuna_v1"], help="default: the model's own (published: llava_v1)"),
 }
@@ -100,10 +158,13 @@ FLAGS: dict[str, dict[str, Any]] = {
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str, **defaults: Any) -> None:
-    """Add some of ``FLAGS``, by name; ``defaults`` are other defaults than theirs."""
+    """Add some of ``FLAGS``, by name; ``defaults`` (by the name of the argument) are other defaults than theirs."""
     for name in names:
-        options = FLAGS[name] | ({"default": defaults[name]} if name in defaults else {})
+        argument = name.replace("-", "_")
+        options = FLAGS[name] | ({"default": defaults[argument]} if argument in defaults else {})
         parser.add_argument(f"--{name}", **options)
+        for old, new in RENAMED.get(name, {}).items():
+            parser.add_argument(old, action=Renamed, new=new)
 
 
 def parse_fields(parts: Mapping[str, type], argv: list[str], description: str | None) -> dict[str, Any]:

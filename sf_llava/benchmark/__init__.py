@@ -1,1 +1,1 @@
-"""Benchmarks behind ``scripts/benchmark.py``, one module for each sub-command."""
+"""Benchmarks behind ``sf-llava benchmark``, one module for each sub-command."""

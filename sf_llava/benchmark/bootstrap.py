@@ -1,4 +1,4 @@
-"""``benchmark.py bootstrap``: one step of bootstrapping, split into data, teacher, student and optimiser; its memory.
+"""``sf-llava benchmark bootstrap``: a training step, split into data, teacher, student and optimiser; its memory.
 
 The teacher is random and frozen, on a GPU compiled ("plain" in the file: not); the student has its shape; half of the
 cortex is frozen as in the paper. The data path

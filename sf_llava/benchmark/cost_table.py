@@ -1,4 +1,4 @@
-"""``benchmark.py costs``: parameters and multiply-adds beside those of the released models and of the paper.
+"""``sf-llava benchmark costs``: parameters and multiply-adds beside those of the released models and of the paper.
 
 "official" was measured on the released code, "paper" is printed in Tables 1, 2, 6 and 7; both count multiply-adds, with
 every token in every block. "embedding only" runs where no hidden state is asked for: CLS alone in the last block.

@@ -1,4 +1,4 @@
-"""``benchmark.py encoder``: images a second of the SparseFormer beside the very CLIP it replaces.
+"""``sf-llava benchmark encoder``: images a second of the SparseFormer beside the very CLIP it replaces.
 
 Both have random weights (but for ``sf-mini``'s CLIP), one dtype and one batch, and are asked for the embedding: eager,
 and on a GPU as a CUDA graph and compiled. "of it" is the speed-up as a share of the ratio of multiply-adds

@@ -1,4 +1,4 @@
-"""``benchmark.py all``: the tests that need a GPU and every timed table in half precision, within ten minutes.
+"""``sf-llava benchmark all``: the tests that need a GPU and every timed table in half precision, within ten minutes.
 
 Each step is a process of its own with a time limit, so that one that fails or hangs costs no other; tables are written
 row by row, so that one cut short keeps what it has. In the end the targets are held against the tables, and everything

@@ -1,4 +1,4 @@
-"""``benchmark.py llava``: where the time of a LLaVA goes: tower, projector, prefill and one decoded token apart.
+"""``sf-llava benchmark llava``: where the time of a LLaVA goes: tower, projector, prefill and one decoded token apart.
 
 576 and 256 visual tokens come from CLIP ViT-L/14 at 336 and 224 px, 144, 128 and 64 from the SF-L that takes its place;
 every tower stops at the layer that LLaVA reads ("blocks" counts those that ran). The language model has random weights

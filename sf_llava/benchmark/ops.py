@@ -1,4 +1,4 @@
-"""``benchmark.py ops``: both ops, plain PyTorch against what the encoder uses, forward and backward.
+"""``sf-llava benchmark ops``: both ops, plain PyTorch against what the encoder uses, forward and backward.
 
 Beside them stands a copy that moves as many bytes as the op must (inputs read once, outputs written once), the bytes
 that each path keeps for its backward ("fused" recomputes everything, which only the GPU kernels do by default), and the

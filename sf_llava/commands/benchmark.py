@@ -16,7 +16,7 @@ from pathlib import Path
 from sf_llava import cli
 
 REPEATS = cli.Number(int, 1, 10**6)
-RESULTS = Path("benchmarks/results")
+RESULTS = "benchmarks/results"
 PAIRS = ("sf-b-49", "sf-l-64", "sf-l-128", "sf-l-144-336", "sf-mini")
 SIZES = ("sf-mini", "sf-b-49 @224", "sf-l-64 @224", "sf-l-144 @336")
 
@@ -69,39 +69,45 @@ def run(arguments: argparse.Namespace) -> None:
     )
     common["seed"] = arguments.seed
     if arguments.command == "ops":
-        ops.run(batch_sizes=arguments.batch_size or [8], sizes=arguments.sizes, **common)
+        ops.run(batch_sizes=arguments.batch_size, sizes=arguments.sizes, **common)
     elif arguments.command == "encoder":
         modes = arguments.modes or (["eager"] if device == "cpu" else ["eager", "graph", "compiled"])
-        encoder.run(pairs=arguments.pairs, batch_sizes=arguments.batch_size or [1, 8, 32, 128], modes=modes, **common)
+        encoder.run(pairs=arguments.pairs, batch_sizes=arguments.batch_size, modes=modes, **common)
     elif arguments.command == "bootstrap":
-        batch_size = (arguments.batch_size or [32])[0]
-        bootstrap.run(pairs=arguments.pairs, batch_size=batch_size, data=arguments.data, **common)
+        bootstrap.run(pairs=arguments.pairs, batch_size=arguments.batch_size, data=arguments.data, **common)
     else:
-        llava.run(llm=arguments.llm, batch_size=(arguments.batch_size or [1])[0], **common)
+        llava.run(llm=arguments.llm, batch_size=arguments.batch_size, **common)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     output = argparse.ArgumentParser(add_help=False)
-    output.add_argument("--output", type=Path, default=RESULTS, help="directory of the results")
+    cli.add_flags(output, "output", output=RESULTS)
     device = argparse.ArgumentParser(add_help=False)
     cli.add_flags(device, "device")
     timed = argparse.ArgumentParser(add_help=False)
-    cli.add_flags(timed, "dtype", dtype="bf16")
-    timed.add_argument("--batch-size", type=cli.BATCH, nargs="+", help="images at once")
+    cli.add_flags(timed, "dtype", "seed", dtype="bf16")
     timed.add_argument("--repeats", type=REPEATS, default=10, help="repetitions after the warm-up")
-    timed.add_argument("--seed", type=cli.SEED, default=0)
     pairs = argparse.ArgumentParser(add_help=False)
     pairs.add_argument("--pairs", nargs="+", default=PAIRS[:2], choices=PAIRS, help="SparseFormers beside their CLIP")
     commands.add_parser("costs", parents=[output], help="parameters and multiply-adds beside the paper's")
     ops = commands.add_parser("ops", parents=[output, device, timed], help="the ops beside plain PyTorch and a copy")
+    ops.add_argument("--batch-size", type=cli.BATCH, nargs="+", default=[8], metavar="N", help="images at once (8)")
     ops.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES, help="latents and feature map of an encoder")
     encoder = commands.add_parser("encoder", parents=[output, device, timed, pairs], help="images a second beside CLIP")
+    sizes = [1, 8, 32, 128]
+    encoder.add_argument(
+        "--batch-size", type=cli.BATCH, nargs="+", default=sizes, metavar="N", help="images at once (1 8 32 128)"
+    )
     encoder.add_argument("--modes", nargs="+", choices=["eager", "graph", "compiled"], help="default: all; CPU: eager")
     step = commands.add_parser("bootstrap", parents=[output, device, timed, pairs], help="one training step in parts")
+    cli.add_flags(step, "batch-size", batch_size=32)
     step.add_argument("--data", default="mini", help="data set whose reading is timed, by name")
     whole = commands.add_parser("llava", parents=[output, device, timed], help="a LLaVA in parts")
+    cli.add_flags(whole, "batch-size", batch_size=1)
     whole.add_argument("--llm", default="mini", choices=["mini", "1b", "7b", "13b"], help="geometry, random weights")
     commands.add_parser("all", parents=[output, device], help="GPU tests and every table")
-    return cli.parse(parser, argv)
+    arguments = cli.parse(parser, argv)
+    arguments.output = Path(arguments.output)
+    return arguments

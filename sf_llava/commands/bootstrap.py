@@ -6,7 +6,7 @@ On the embedded default, offline, in minutes (a drawn world and the small CLIP t
 
 The paper's run, on eight GPUs (20 epochs of ImageNet-1K; add --fsdp through `accelerate config` for larger models):
 
-    accelerate launch scripts/bootstrap_clip.py --teacher open_clip:ViT-L-14-quickgelu/openai \\
+    accelerate launch -m sf_llava bootstrap --teacher open_clip:ViT-L-14-quickgelu/openai \\
         --data folder:/data/imagenet/train --val-data folder:/data/imagenet/val --classes imagenet \\
         --output runs/sf-l-64 --num-latents 64 --workers 12
 

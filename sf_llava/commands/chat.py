@@ -32,7 +32,7 @@ UPLOADS = "uploads"  # in a folder that is removed at the end
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=MINI, metavar="NAME", help="LLaVA: a directory or a hub name (%(default)s)")
+    cli.add_flags(parser, "model")
     parser.add_argument(
         "--encoder",
         nargs="+",
@@ -40,10 +40,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="SparseFormer or its run (mini: the quickstart's); several with different latents can be chosen from",
     )
-    cli.add_flags(parser, "tower", "conversation", "device", "dtype", "bits")
-    parser.add_argument(
-        "--seed", type=cli.SEED, default=0, metavar="N", help="of answers above temperature 0 (%(default)s)"
-    )
+    cli.add_flags(parser, "tower", "conversation", "device", "dtype", "bits", "seed")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
     parser.add_argument(
         "--port", type=cli.Number(int, 1, 65535), metavar="N", help="default: 7860 or the next free one"

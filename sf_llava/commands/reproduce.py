@@ -35,17 +35,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=SEEDS, default=2, metavar="K", help="seeds a row (%(default)s)")
     parser.add_argument("--seed", type=cli.SEED, default=0, help="the first seed (%(default)s)")
     parser.add_argument("--steps", type=cli.POSITIVE_INT, default=400, help="a row; a quarter continued (%(default)s)")
-    parser.add_argument("--batch-size", type=cli.BATCH, default=32, help="images a step (%(default)s)")
     parser.add_argument("--lr", type=cli.POSITIVE, default=3e-3, help="peak learning rate (%(default)s)")
     parser.add_argument("--teacher", default="mini", metavar="NAME", help="CLIP teacher (%(default)s)")
     parser.add_argument("--data", metavar="NAME", help="training images (default with mini: mini:both)")
     parser.add_argument("--val-data", metavar="NAME", help="labelled images to score on (default with mini: mini:both)")
     parser.add_argument("--classes", metavar="NAME", help="classes of --val-data (default: its own)")
     parser.add_argument("--captions", metavar="NAME", help="captioned images for recall (default with mini: mini:both)")
-    parser.add_argument("--output", default="runs/reproduce", metavar="DIR", help="where all runs go (%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="(%(default)s)")
-    cli.add_flags(parser, "threads")
+    cli.add_flags(parser, "batch-size", "output", "threads", batch_size=32, output="runs/reproduce")
     arguments = cli.parse(parser, argv)
     if arguments.teacher == "mini":
         for name in ("data", "val_data", "captions"):

@@ -6,7 +6,7 @@
             --data dataset_coco.json --images /data/coco --dtype fp16 --batch-size 256 --workers 12
         COCO's 5,000 test images of Karpathy's split, recall at 1 in the paper's Table 6:
         CLIP L/14 56.3 / 36.5, SF-L with 64 tokens 52.3 / 34.8
-    torchrun --nproc_per_node 8 eval/retrieval.py ...   identical numbers on eight devices
+    torchrun --nproc_per_node 8 -m sf_llava retrieval ...   identical numbers on eight devices
 
 Expected: one row an encoder with recall at 1, 5 and 10 in both directions, each with half the width of its 95 %
 interval; a JSON file with these, the paired differences, what was left out and why, and speeds. Embeddings are kept in
@@ -14,6 +14,7 @@ interval; a JSON file with these, the paired differences, what was left out and 
 """
 
 import argparse
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,11 @@ RESULTS = "results.json"  # in the directory of the output
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", metavar="NAME", help="default: the one the student's run names, else mini")
     parser.add_argument("--encoder", metavar="DIR", help="student: encoder or run (default: the quickstart's)")
     parser.add_argument("--data", default="mini", metavar="NAME", help="captions:FILE, parquet:, hub: (%(default)s)")
     parser.add_argument("--images", nargs="*", default=[], metavar="DIR", help="folders with a JSON file's images")
-    parser.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="evaluate on the first N images")
-    parser.add_argument("--batch-size", type=cli.BATCH, default=64, help="images a forward pass (%(default)s)")
-    parser.add_argument("--output", default="runs/retrieval", metavar="DIR", help="results go here (%(default)s)")
-    parser.add_argument("--cache", default="runs/embeddings", metavar="DIR", help="kept embeddings (%(default)s)")
-    cli.add_flags(parser, "device", "dtype", "workers")
+    cli.add_flags(parser, "teacher", "output", "cache", "limit", "seed", output="runs/retrieval")
+    cli.add_flags(parser, "batch-size", "device", "dtype", "workers", batch_size=64)
     return cli.parse(parser, argv)
 
 
@@ -61,7 +58,8 @@ def main(argv: list[str]) -> None:
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     data = open_captions(arguments.data, arguments.images)
     if arguments.limit is not None:
-        data = data.take(range(min(arguments.limit, len(data))))
+        chosen = random.Random(arguments.seed).sample(range(len(data)), min(arguments.limit, len(data)))
+        data = data.take(sorted(chosen))
     teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
     is_main = PartialState().is_main_process
     with tqdm(total=len(data), desc="images", unit="image", disable=None if is_main else True, leave=False) as bar:

@@ -6,7 +6,7 @@
     sf-llava scienceqa run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
-        killed and started again it continues; torchrun --nproc_per_node 8 eval/scienceqa.py run ... shares the work
+        killed and started again it continues; torchrun --nproc_per_node 8 -m sf_llava scienceqa ... shares the work
     sf-llava scienceqa score --problems problems.json --splits pid_splits.json --split test \\
             --predictions answers.jsonl --json score.json
         scores our JSON lines, LLaVA's answers.jsonl or LLaVA's result file (its published one: 3863 of 4241 correct)
@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="let a LLaVA answer, then score")
-    run.add_argument("--model", default=MINI, metavar="DIR", help="LLaVA, original or transformers' (%(default)s)")
+    cli.add_flags(run, "model")
     run.add_argument(
         "--encoder",
         nargs="+",
@@ -63,26 +63,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="swapped tower once more, its latents read by RoI centre and weighed for the LLM (no training)",
     )
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
-    run.add_argument("--output", default="runs/scienceqa", metavar="DIR", help="answers and results (%(default)s)")
-    run.add_argument("--batch-size", type=cli.BATCH, metavar="N", help="questions generated together (8; mini: 64)")
+    run.add_argument("--batch-size", type=cli.BATCH, metavar="N", help="questions at once (8; mini: 64)")
     run.add_argument("--max-new-tokens", type=TOKENS, default=1024, help="answers run to 3,500 letters (%(default)s)")
     run.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0: greedy (%(default)s)")
     cli.add_flags(run, "tower", "conversation", "device", "dtype", "bits")
-    run.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="ask N questions, drawn by --seed")
-    run.add_argument("--seed", type=cli.SEED, default=0, help="of --limit, shuffled images, sampling (%(default)s)")
+    cli.add_flags(run, "output", "limit", "seed", output="runs/scienceqa")
     score = commands.add_parser("score", help="score predictions")
     score.add_argument(
         "--predictions", required=True, metavar="FILE", help="JSON lines (question_id, text) or LLaVA's result file"
     )
-    score.add_argument("--json", metavar="OUT", help="write the score here")
     compare = commands.add_parser("compare", help="compare two predictions (or two files of score --json)")
     compare.add_argument("first", metavar="A", help="predictions or a score")
     compare.add_argument("second", metavar="B", help="the same of the other")
-    compare.add_argument("--json", metavar="OUT", help="write the comparison here")
     for command in (run, score, compare):
         command.add_argument("--data", metavar="NAME", help="folder as published, parquet:PATH, hub:NAME or mini[:N]")
         command.add_argument("--split", default="test", help="split (%(default)s)")
     for command in (score, compare):
+        cli.add_flags(command, "json")
         command.add_argument("--problems", metavar="FILE", help="problems.json, in place of --data")
         command.add_argument("--splits", metavar="FILE", help="pid_splits.json, in place of --data")
     arguments = cli.parse(parser, argv)

@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         nargs="+",
         default=["set+readout", "set+llm+placed"],
         metavar="LOSSES",
-        help="candidates, as for bootstrap_clip.py --align (set+readout, set+llm+placed)",
+        help="candidates, as for sf-llava bootstrap --align (set+readout, set+llm+placed)",
     )
     parser.add_argument("--questions", type=QUESTIONS, default=6400, help="half of them have an image (%(default)s)")
     parser.add_argument("--steps", type=cli.POSITIVE_INT, default=450, help="of the bootstrap (%(default)s)")
@@ -43,9 +43,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="of the continuations (the recipe's: 220, and 600 where a LLM is asked)",
     )
     parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
-    parser.add_argument("--output", default="runs/swap_table", metavar="DIR", help="(%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
-    cli.add_flags(parser, "threads")
+    cli.add_flags(parser, "output", "threads", output="runs/swap_table")
     return cli.parse(parser, argv)
 
 

@@ -29,10 +29,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files (default: drawn pictures)")
     parser.add_argument("--encoder", metavar="DIR", help="encoder or run directory (default: the quickstart's)")
     parser.add_argument("--teacher", metavar="NAME", help="teacher beside it (default: the one that its run names)")
-    parser.add_argument("--output", default="runs/visualize", metavar="DIR", help="where the pictures go (%(default)s)")
     parser.add_argument("--num-images", type=NUM_IMAGES, default=4, help="drawn pictures to show (%(default)s)")
     parser.add_argument("--seed", type=SEED, default=0, help="which drawn pictures (%(default)s)")
-    cli.add_flags(parser, "device", device="cpu")
+    cli.add_flags(parser, "output", "device", output="runs/visualize", device="cpu")
     arguments = cli.parse(parser, argv)
     if len(arguments.images) > NUM_IMAGES.high:
         raise ValueError(f"{len(arguments.images)} images do not fit on one sheet: name at most {NUM_IMAGES.high}")

@@ -8,7 +8,7 @@
         the flat validation folder too, with val.txt or LOC_val_solution.csv beside it. ImageNet-Sketch, -A and -R are
         recognised by their folders; name the classes of ImageNet-V2, parquet and hub sets: --classes imagenet
     sf-llava zero-shot --encoder runs/cifar --teacher runs/cifar_clip --data parquet:cifar10/validation.parquet
-    torchrun --nproc_per_node 8 eval/zero_shot.py ...   identical numbers on eight devices
+    torchrun --nproc_per_node 8 -m sf_llava zero-shot ...   identical numbers on eight devices
 
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
 tokens, parameters and images/s of the forward pass; a JSON file with these, accuracies by class, where teacher and
@@ -34,19 +34,14 @@ RESULTS = "results.json"  # in the directory of the output
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", metavar="NAME", help="default: the one the student's run names, else mini")
     parser.add_argument("--encoder", metavar="DIR", help="student: encoder or run (default: the quickstart's)")
     parser.add_argument("--data", default="mini", metavar="NAME", help="labelled images (%(default)s)")
     parser.add_argument(
         "--classes", metavar="NAME", help="mini, cifar10, imagenet, imagenet-a, -r or FILE.json (default: the data's)"
     )
     parser.add_argument("--templates", metavar="NAME", help="a class set's, simple, FILE.json or one text with {}")
-    parser.add_argument("--batch-size", type=cli.BATCH, default=64, help="images a forward pass (%(default)s)")
-    parser.add_argument("--output", default="runs/zero_shot", metavar="DIR", help="results go here (%(default)s)")
-    parser.add_argument("--cache", default="runs/embeddings", metavar="DIR", help="kept classifiers (%(default)s)")
-    cli.add_flags(parser, "device", "dtype", "workers")
-    parser.add_argument("--limit", type=cli.POSITIVE_INT, metavar="N", help="evaluate on N images, drawn by --seed")
-    parser.add_argument("--seed", type=cli.SEED, default=0, help="of --limit's draw (%(default)s)")
+    cli.add_flags(parser, "teacher", "output", "cache", "limit", "seed", output="runs/zero_shot")
+    cli.add_flags(parser, "batch-size", "device", "dtype", "workers", batch_size=64)
     return cli.parse(parser, argv)
 
 

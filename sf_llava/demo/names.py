@@ -78,7 +78,7 @@ class Names:
             if not self.has_host(host):
                 return (
                     f"This server is not known as {host[:100]!r}: open it at the address that it printed, or start it "
-                    "with --proxy-name and that name."
+                    "with that name among those of its proxy."
                 )
         for origin in headers.getlist("origin"):
             if not self.has_origin(origin):

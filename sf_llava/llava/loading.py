@@ -219,7 +219,7 @@ def _complete(
     if config.projector_hidden_act == "linear":
         layer = model.model.multi_modal_projector.linear_2
         if layer.weight.is_meta:
-            raise ValueError("the projector was offloaded: convert the directory with scripts/convert.py first")
+            raise ValueError("the projector was offloaded: convert the directory first, sf-llava convert llava")
         with torch.no_grad():
             layer.weight.copy_(torch.eye(layer.out_features))
             layer.bias.zero_()
@@ -233,7 +233,7 @@ def _put_tower(model: LlavaForConditionalGeneration, tower: NamedTower) -> None:
     with torch.no_grad():
         for name, value in model.model.vision_tower.state_dict().items():
             if value.is_meta:
-                raise ValueError("the vision tower was offloaded: convert the directory with scripts/convert.py first")
+                raise ValueError("the vision tower was offloaded: convert the directory first, sf-llava convert llava")
             value.copy_(weights[name])
 
 

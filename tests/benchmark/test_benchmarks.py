@@ -154,3 +154,14 @@ def test_the_plan_fits_the_command_line(tmp_path):
     for step in steps[1:]:
         arguments = command._parse(list(step.arguments[3:]))
         assert arguments.output == tmp_path
+
+
+def test_gpu_tests_are_those_of_the_checkout_in_the_current_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    steps = everything.plan(tmp_path, "cuda")
+    assert "tests" not in [step.name for step in steps]
+    assert "no checkout in this directory: its GPU tests are left out" in capsys.readouterr().out
+    (tmp_path / "tests" / "ops").mkdir(parents=True)
+    (tmp_path / "tests" / "ops" / "test_kernels.py").touch()
+    assert [step.name for step in everything.plan(tmp_path, "cuda")] == ["tests", *(step.name for step in steps)]
+    assert all(step.arguments[:3] == ("-m", "sf_llava", "benchmark") for step in steps)

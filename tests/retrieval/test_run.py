@@ -147,8 +147,13 @@ def test_the_script_prints_teacher_beside_student_and_writes_json(
     assert "I2T R@1" in printed and "\nteacher" in printed and "\nstudent" in printed
     values = json.loads((tmp_path / "runs" / "retrieval" / "results.json").read_text())
     assert values["num_images"] == 20 and [entry["name"] for entry in values["encoders"]] == ["teacher", "student"]
-    main([*flags, "--limit", "5"])
-    assert "5 images" in capsys.readouterr().out
+    drawn = []
+    for seed in ("0", "0", "1"):
+        main([*flags, "--limit", "5", "--seed", seed])
+        assert "5 images" in capsys.readouterr().out
+        values = json.loads((tmp_path / "runs" / "retrieval" / "results.json").read_text())
+        drawn.append({key: value for key, value in values["encoders"][0].items() if "to" in key or "@" in key})
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.slow
