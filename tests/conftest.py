@@ -23,7 +23,7 @@ def _require(path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    """Directory with golden values of the official model on numbers drawn elsewhere; tests/golden holds committed ones."""
+    """Directory with golden values of the official model on numbers drawn elsewhere; tests/golden holds others."""
     return _require(SHARED / "golden")
 
 
