@@ -134,14 +134,15 @@ class SparseFormerConfig(PretrainedConfig):
         self.mixing_points = mixing_points
         self.projection_dim = projection_dim
         self.num_classes = num_classes
-        self.image_mean: tuple[float, ...] = image_mean  # type: ignore[assignment]  # checked below, then a tuple
-        self.image_std: tuple[float, ...] = image_std  # type: ignore[assignment]
         self.interpolation = interpolation
         self.crop_fraction = crop_fraction
         self.initializer_range = initializer_range
         _refuse_unknown(kwargs)
         self._check()
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.image_mean = _read_channels("image_mean", image_mean)
+        self.image_std = _read_channels("image_std", image_std)
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std must be positive, not {list(self.image_std)}: pixels are divided by it")
         super().__init__(**kwargs)
 
     def _check(self) -> None:
@@ -169,12 +170,6 @@ class SparseFormerConfig(PretrainedConfig):
         for name in ("layer_norm_eps", "cortex_layer_norm_eps", "initializer_range"):
             if not _is_number(value := getattr(self, name)) or value < 0:
                 raise ValueError(f"{name} must be a number, 0 at least, not {value!r}")
-        for name in ("image_mean", "image_std"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
-                raise ValueError(f"{name} must be three numbers, one for each of red, green and blue, not {value!r}")
-        if min(self.image_std) <= 0:
-            raise ValueError(f"image_std must be positive, not {list(self.image_std)}: pixels are divided by it")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"unknown interpolation {self.interpolation!r}; known: bicubic, bilinear")
         if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
@@ -195,6 +190,13 @@ class SparseFormerConfig(PretrainedConfig):
 _COUNT_RANGES = {name: (1, highest) for name, highest in COUNTS.items()} | {
     name: (0, highest) for name, highest in OPTIONAL_COUNTS.items()
 }
+
+
+def _read_channels(name: str, value: object) -> tuple[float, ...]:
+    """Read a number for each of red, green and blue; JSON has them as a list."""
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
+        raise ValueError(f"{name} must be three numbers, one for each of red, green and blue, not {value!r}")
+    return tuple(value)
 
 
 def _is_number(value: Any) -> bool:
