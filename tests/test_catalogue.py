@@ -1,10 +1,17 @@
 """Names of one's own beside the package's."""
 
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 
 from sf_llava import catalogue
 from sf_llava.data import LabelledImages, open_images, open_labelled
+from sf_llava.retrieval.captions import CaptionedImages, open_captions
+from sf_llava.scienceqa.data import Problem, ScienceQA, open_scienceqa
+from sf_llava.teachers import load_teacher
+from sf_llava.zero_shot.class_names import ClassSet, class_set, class_sets
 
 
 class Stars:
@@ -26,7 +33,7 @@ class Stars:
 @pytest.fixture
 def topics(monkeypatch):
     """Fresh copies of what is registered."""
-    for topic in (catalogue.IMAGES, catalogue.LABELLED):
+    for topic in (value for value in vars(catalogue).values() if isinstance(value, catalogue.Topic)):
         topic.find("mini")
         monkeypatch.setattr(topic, "_kinds", dict(topic._kinds))
 
@@ -53,3 +60,35 @@ def test_a_kind_is_a_word_that_is_not_taken(topics):
         catalogue.IMAGES.register("mini", Stars)
     with pytest.raises(ValueError, match="a word without a colon"):
         catalogue.IMAGES.register("a:b", Stars)
+
+
+def test_captions_questions_and_classes_are_registered_by_the_same_call(topics):
+    def ask(where, split):
+        problem = Problem(f"star-{where}", "Which colour?", ("red", "blue"), 0, has_image=True)
+        return ScienceQA("stars", split, [problem], lambda problem: Stars(where).load(0))
+
+    catalogue.CAPTIONS.register("stars", lambda where: CaptionedImages("stars", Stars(where), list("abc"), [0, 1, 2]))
+    catalogue.QUESTIONS.register("stars", ask)
+    catalogue.CLASSES.register("stars", lambda: ClassSet("stars", ("near", "far"), ("a star that is {}",)))
+    assert len(open_captions("stars:red").captions) == 3
+    questions = open_scienceqa("stars:blue", "train")
+    assert questions.split == "train" and questions.load_image(questions.problems[0]).getpixel((0, 0)) == (0, 0, 255)
+    assert class_set("stars").class_names == ("near", "far") and "stars" in [known.name for known in class_sets()]
+
+
+def test_a_teachers_name_may_stand_for_another(topics, tmp_path):
+    catalogue.TEACHERS.register("ours", lambda: f"transformers:{tmp_path / 'absent'}", "ours")
+    with pytest.raises(ValueError, match="absent"):
+        load_teacher("ours")
+
+
+def test_looking_a_name_up_loads_nothing_heavy():
+    code = """
+import sys
+from sf_llava import catalogue
+found = [topic.find("mini") for topic in vars(catalogue).values() if isinstance(topic, catalogue.Topic)]
+assert len(found) == 8 and all(found), found
+sys.exit(", ".join({"torch", "numpy", "PIL", "transformers"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.stderr.strip(), done.stderr

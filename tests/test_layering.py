@@ -1,6 +1,7 @@
 """Imports point one way and in no circle, hosts stay in their parts, no path leads out, importing is light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,13 +102,52 @@ def test_nobody_imports_the_drawn_world():
     assert training and not [name for name, others in kept.items() if others & set(training)]  # it is not in the wheel
 
 
+def steps_up(node: ast.expr) -> int:
+    """How many folders above this file an expression of ``__file__`` stands; 0 where it has nothing to do with it."""
+    if "__file__" not in ast.unparse(node):
+        return 0
+    found = 0
+    for part in ast.walk(node):
+        if isinstance(part, ast.Subscript) and isinstance(part.value, ast.Attribute) and part.value.attr == "parents":
+            found += 1 + int(ast.literal_eval(part.slice))
+        elif isinstance(part, ast.Attribute) and part.attr == "parent":
+            found += 1
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            found += part.value.split("/").count("..")
+    return found
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_path_leads_out_of_the_package(path):
     depth = len(path.relative_to(PACKAGE).parts)
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "parents":
-            of_this_file = "__file__" in ast.unparse(node)
-            assert not of_this_file or ast.literal_eval(node.slice) < depth, f"{path}, line {node.lineno}"
+        if isinstance(node, ast.expr):
+            assert steps_up(node) <= depth, f"{path}, line {node.lineno}"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            outside = re.fullmatch(r"(tests|scripts|eval)/\S*", node.value)
+            assert not outside, f"{path}, line {node.lineno}: no wheel holds {node.value}"
+
+
+@pytest.mark.parametrize(
+    ("code", "steps"),
+    [
+        ("Path(__file__).resolve().parents[2] / 'scripts'", 3),
+        ("Path(__file__).parent.parent", 2),
+        ("os.path.join(os.path.dirname(__file__), '../../tests')", 2),
+        ("folder.parents[5]", 0),
+    ],
+)
+def test_steps_up_from_a_file_are_counted(code, steps):
+    assert steps_up(ast.parse(code, mode="eval").body) == steps
+
+
+def test_only_the_catalogue_names_the_drawn_world():
+    named = []
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and part_of(name) != "mini":
+                named += [name] if re.fullmatch(r"sf_llava\.mini(\.\w+)*", node.value) else []
+    assert named == ["sf_llava.catalogue"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
