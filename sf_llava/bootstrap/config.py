@@ -7,11 +7,12 @@ Recipes are named after the paper's stages. What is asked for always wins over t
 means that there is none (no run to continue) or that the teacher or the length of the run decides.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from sf_llava.bootstrap.align import asks_llm, parse_alignment
+from sf_llava.bootstrap.recipes import fill_up
 from sf_llava.catalogue import QUICKSTART
 from sf_llava.cli import BATCH, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, SEED, THREADS_OR_AUTO, Number
 
@@ -117,11 +118,6 @@ class ObjectiveConfig:
     questions: str | None = _flag(None, "ScienceQA data for `align` llm, of which the train split is read: DIR, mini:N")
 
     @property
-    def asks_llm(self) -> bool:
-        """Whether a LLM is asked."""
-        return bool(self.align.keys() & LLM_LOSSES)
-
-    @property
     def align_text(self) -> str | None:
         """``align`` as the command line has it, with all weights; None for none."""
         return "+".join(f"{name}={weight:g}" for name, weight in self.align.items()) or None
@@ -179,7 +175,10 @@ class BootstrapConfig:
         if unknown := sorted(asked.keys() - known):
             raise ValueError(f"unknown field(s) {', '.join(unknown)}; valid: {', '.join(sorted(known))}")
         asked = {name: value for name, value in asked.items() if value is not None}
-        values = _fill_up(asked)
+        if "align" in asked:
+            asked["align"] = parse_alignment(asked["align"])
+        values = fill_up(asked)
+        _check_bounds(values)
         parts = {
             name: part(**{known.name: values[known.name] for known in fields(part) if known.name in values})
             for name, part in PARTS.items()
@@ -196,39 +195,10 @@ class BootstrapConfig:
         values["align"] = self.objective.align_text
         if not self.objective.align:
             values["align_layer"] = None
-        if not self.objective.asks_llm:
+        if not asks_llm(self.objective.align):
             values["llm_batch_size"] = None
         return values
 
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "mini": dict(
-        data="mini:both",
-        val_data="mini",
-        steps=360,
-        warmup_steps=25,
-        batch_size=128,
-        lr=2e-3,
-        flip=0.0,
-        crop_scale_min=1.0,
-    ),
-    "imagenet": dict(epochs=20.0, warmup_epochs=1.0, batch_size=1024, lr=2e-4, flip=0.5, crop_scale_min=0.5),
-    "continue": dict(epochs=5.0, warmup_epochs=0.0, batch_size=1024, lr=5e-5, flip=0.5, crop_scale_min=0.5),
-    "scienceqa": dict(steps=1000, warmup_steps=0, batch_size=256, lr=5e-5, flip=0.0, crop_scale_min=1.0),
-}
-"""The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
-and ScienceQA's learning rate, which the paper does not give."""
-
-MINI_LLM_RECIPE = dict(steps=600, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
-"""Changes of the mini world's ScienceQA stage where it asks a LLM: few pictures for the embedding, many questions, and
-every block tuned whose output LLaVA reads."""
-
-ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "llm": 4.0, "placed": 4.0}
-"""The losses that ``align`` knows, and their default weights. Those of the LLM are large because a divergence is a mean
-over all words of an answer, few of which depend on the picture."""
-
-LLM_LOSSES = {"llm", "placed"}
-"""Those of them that need a LLaVA and questions."""
 
 RUN_TIME_FIELDS = ("output", "resume", "device", "dtype", "workers", "threads", "keep_checkpoints")
 """Fields that may differ between a run and its resumption: they change no number, or ``config.json`` also holds what
@@ -243,91 +213,8 @@ CHANGEABLE_FIELDS = (
 diverged or did not fit. With others a run would not be one run any more."""
 
 
-def _fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the values of all fields that do not keep their default.
-
-    Raises:
-        ValueError: values that contradict each other or make no run.
-    """
-    teacher = asked.get("teacher", "mini")
-    stage = asked.get("stage", "mini" if teacher == "mini" else "imagenet")
-    if stage not in RECIPES:
-        raise ValueError(f"`stage` {stage!r} is unknown; valid: {', '.join(RECIPES)}")
-    align = parse_alignment(asked.get("align", "none"))
-    asks = bool(align.keys() & LLM_LOSSES)
-    recipe = dict(RECIPES[stage])
-    if teacher == "mini" and stage != "mini":
-        recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
-        if stage == "scienceqa":
-            recipe |= dict(data="mini:diagrams", steps=220)
-        if stage == "scienceqa" and asks:
-            recipe |= MINI_LLM_RECIPE
-    for names in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
-        if asked.keys() & set(names):
-            recipe = {name: value for name, value in recipe.items() if name not in names}
-    if teacher == "mini" and asks:
-        recipe |= dict(llava="mini", questions="mini-described:80000")
-    if not asks:
-        recipe.pop("llm_batch_size", None)
-    values = {**recipe, **asked, "stage": stage, "align": align}
-    _check_alignment(asked, values, asks)
-    _check(values)
-    return values
-
-
-def parse_alignment(text: str | Mapping[str, float]) -> dict[str, float]:
-    """Read ``set=0.3+readout`` into weights by name; a bare name has its default weight, ``none`` gives none.
-
-    Raises:
-        ValueError: an unknown or repeated name, or a weight that is no positive number.
-    """
-    if not isinstance(text, str):
-        text = "+".join(f"{name}={weight}" for name, weight in text.items()) or "none"
-    if text == "none":
-        return {}
-    weights: dict[str, float] = {}
-    for term in text.split("+"):
-        name, _, number = term.strip().partition("=")
-        if name not in ALIGNMENT_WEIGHTS or name in weights:
-            problem = "there twice" if name in weights else "unknown"
-            known = ", ".join(ALIGNMENT_WEIGHTS)
-            raise ValueError(
-                f"`align` {text}: {name!r} is {problem}; expected none, or a sum of {known}: set=0.3+readout"
-            )
-        try:
-            weights[name] = float(number) if number else ALIGNMENT_WEIGHTS[name]
-        except ValueError:
-            weights[name] = math.nan
-        if not 0 < weights[name] < math.inf:
-            raise ValueError(f"`align` {text}: the weight of {name} must be a positive number, not {number!r}")
-    return {name: weights[name] for name in ALIGNMENT_WEIGHTS if name in weights}
-
-
-def asks_llm(align: str | None) -> bool:
-    """Whether ``align`` asks a LLM."""
-    return bool(parse_alignment(align or "none").keys() & LLM_LOSSES)
-
-
-def _check_alignment(asked: Mapping[str, Any], values: Mapping[str, Any], asks: bool) -> None:
-    """Refuse what has no use without the losses it belongs to, and losses without what they need."""
-    idle = () if asks else ("llava", "questions", "llm_batch_size")
-    for name in idle if values["align"] else ("align_layer", *idle):
-        if name in asked:
-            raise ValueError(f"`{name}` has no use without `align`{' llm' if name in idle else ''}")
-    if asked.get("align_layer", -1) >= 0:
-        raise ValueError(f"`align_layer` must count from the end, as -2 does, not be {asked['align_layer']}")
-    if asks and not ("llava" in values and "questions" in values):
-        raise ValueError(
-            "`align` llm or placed needs `llava` (a LLaVA on this teacher) and `questions` (in ScienceQA's form)"
-        )
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    stage = values["stage"]
-    if "data" not in values:
-        raise ValueError(f"`stage` {stage} needs `data`: folder:DIR, parquet:FILES, webdataset:SHARDS or hub:NAME")
-    if stage in ("continue", "scienceqa") and "init_from" not in values:
-        raise ValueError(f"`stage` {stage} continues a student: give its run or encoder with `init_from`")
+def _check_bounds(values: Mapping[str, Any]) -> None:
+    """Refuse numbers out of bounds; every field has a value, from the recipe if not its own."""
     for known in (known for part in PARTS.values() for known in fields(part)):
         if known.name in values:
             number, value = known.metadata["number"], values[known.name]

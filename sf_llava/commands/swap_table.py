@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, ask, print, draw."""
     import transformers
 
-    from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
+    from sf_llava.bootstrap.align import parse_alignment
+    from sf_llava.bootstrap.config import BootstrapConfig
     from sf_llava.devices import choose_device
     from sf_llava.experiments import swap_table
     from sf_llava.files import write_json

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava import files
-from sf_llava.bootstrap.config import BootstrapConfig, asks_llm
+from sf_llava.bootstrap.align import asks_llm, parse_alignment
+from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.llava.towers import tower_in_place
 from sf_llava.measure.store import digest_weights
@@ -86,7 +87,7 @@ class SwapSeries:
         stages = [config.but(stage="mini", steps=self.steps, output=self._run(first))]
         if student.continued:
             stage: dict[str, Any] = dict(stage="scienceqa", steps=self.continued_steps, align=student.align)
-            if asks_llm(student.align):
+            if asks_llm(parse_alignment(student.align or "none")):
                 stage["llava"] = self.llava
             stages.append(config.but(init_from=self._run(first), output=self._run(student), **stage))
         return stages

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import save_images, save_tiny_clip
 
-from sf_llava.bootstrap.config import BootstrapConfig, parse_alignment
+from sf_llava.bootstrap.align import parse_alignment
+from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.objectives.tokens import (
     NUM_QUERIES,
     STATISTICS_FILE,
@@ -201,6 +202,14 @@ def test_a_bootstrapped_student_is_aligned_after_on_the_same_stage(world, tmp_pa
 
 def test_alignments_are_written_out():
     assert parse_alignment("readout + set=0.5") == {"set": 0.5, "readout": 1.0}
+    assert parse_alignment("none") == {}
+    weights = {"readout": 1, "set": 0.1234567}
+    config = BootstrapConfig.of(align=weights)
+    assert config.objective.align == weights and list(config.objective.align) == ["set", "readout"]
+    assert config.but(seed=1).objective == config.objective  # no digit is lost on the way
+    for wrong, sentence in ((dict(kv=1.0), "'kv' is unknown"), (dict(set=-1.0), "weight of set must be a positive")):
+        with pytest.raises(ValueError, match=sentence):
+            BootstrapConfig.of(align=wrong)
     config = SimpleNamespace(**BootstrapConfig.of(align="readout+set").to_dict())
     assert (config.align, config.align_layer) == ("set=0.3+readout=1", -2)
     config = SimpleNamespace(**BootstrapConfig.of(align="placed+llm=2").to_dict())

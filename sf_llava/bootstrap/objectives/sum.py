@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sf_llava.bootstrap.align import LLM_LOSSES
 from sf_llava.bootstrap.batches import Batch
-from sf_llava.bootstrap.config import LLM_LOSSES, ObjectiveConfig
+from sf_llava.bootstrap.config import ObjectiveConfig
 from sf_llava.bootstrap.objectives.embedding import EmbeddingObjective
 from sf_llava.bootstrap.objectives.llm import load_llm
 from sf_llava.bootstrap.objectives.objective import Objective, Seen

@@ -1,0 +1,80 @@
+"""Recipes, named after the paper's stages: what a run does where nothing else was asked for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sf_llava.bootstrap.align import asks_llm
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "mini": dict(
+        data="mini:both",
+        val_data="mini",
+        steps=360,
+        warmup_steps=25,
+        batch_size=128,
+        lr=2e-3,
+        flip=0.0,
+        crop_scale_min=1.0,
+    ),
+    "imagenet": dict(epochs=20.0, warmup_epochs=1.0, batch_size=1024, lr=2e-4, flip=0.5, crop_scale_min=0.5),
+    "continue": dict(epochs=5.0, warmup_epochs=0.0, batch_size=1024, lr=5e-5, flip=0.5, crop_scale_min=0.5),
+    "scienceqa": dict(steps=1000, warmup_steps=0, batch_size=256, lr=5e-5, flip=0.0, crop_scale_min=1.0),
+}
+"""The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
+and ScienceQA's learning rate, which the paper does not give."""
+
+MINI_LLM_RECIPE = dict(steps=600, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
+"""Changes of the mini world's ScienceQA stage where it asks a LLM: few pictures for the embedding, many questions, and
+every block tuned whose output LLaVA reads."""
+
+
+def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the values of all fields that do not keep their default.
+
+    Args:
+        asked: what is asked for, by flat names; ``align`` as weights.
+
+    Raises:
+        ValueError: values that contradict each other or make no run.
+    """
+    teacher = asked.get("teacher", "mini")
+    stage = asked.get("stage", "mini" if teacher == "mini" else "imagenet")
+    if stage not in RECIPES:
+        raise ValueError(f"`stage` {stage!r} is unknown; valid: {', '.join(RECIPES)}")
+    align = asked.get("align", {})
+    asks = asks_llm(align)
+    recipe = dict(RECIPES[stage])
+    if teacher == "mini" and stage != "mini":
+        recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
+        if stage == "scienceqa":
+            recipe |= dict(data="mini:diagrams", steps=220)
+        if stage == "scienceqa" and asks:
+            recipe |= MINI_LLM_RECIPE
+    for names in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
+        if asked.keys() & set(names):
+            recipe = {name: value for name, value in recipe.items() if name not in names}
+    if teacher == "mini" and asks:
+        recipe |= dict(llava="mini", questions="mini-described:80000")
+    if not asks:
+        recipe.pop("llm_batch_size", None)
+    values = {**recipe, **asked, "stage": stage, "align": align}
+    _check_alignment(asked, values, asks)
+    if "data" not in values:
+        raise ValueError(f"`stage` {stage} needs `data`: folder:DIR, parquet:FILES, webdataset:SHARDS or hub:NAME")
+    if stage in ("continue", "scienceqa") and "init_from" not in values:
+        raise ValueError(f"`stage` {stage} continues a student: give its run or encoder with `init_from`")
+    return values
+
+
+def _check_alignment(asked: Mapping[str, Any], values: Mapping[str, Any], asks: bool) -> None:
+    """Refuse what has no use without the losses it belongs to, and losses without what they need."""
+    idle = () if asks else ("llava", "questions", "llm_batch_size")
+    for name in idle if values["align"] else ("align_layer", *idle):
+        if name in asked:
+            raise ValueError(f"`{name}` has no use without `align`{' llm' if name in idle else ''}")
+    if asked.get("align_layer", -1) >= 0:
+        raise ValueError(f"`align_layer` must count from the end, as -2 does, not be {asked['align_layer']}")
+    if asks and not ("llava" in values and "questions" in values):
+        raise ValueError(
+            "`align` llm or placed needs `llava` (a LLaVA on this teacher) and `questions` (in ScienceQA's form)"
+        )
