@@ -212,6 +212,7 @@ _arguments: set[str] = set()  # of the command that runs, by the names that libr
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Parse ``argv``, so that errors raised later say flags where library code names arguments."""
     arguments = parser.parse_args(argv)
+    _arguments.clear()
     _arguments.update(vars(arguments))
     return arguments
 

@@ -12,7 +12,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.files import read_json_object
 from sf_llava.model.loading import load_encoder
-from sf_llava.weights.fit import some
+from sf_llava.weights.fit import describe_misfit
 from sf_llava.weights.model_directory import check_json_files, check_model_directory, read_by_transformers, reason
 
 PREFIX = "sparseformer:"
@@ -61,8 +61,8 @@ class NamedTower:
                 f"the directory has no weights of its vision tower and {self.name} cannot be loaded ({reason(error)}): "
                 "name a local copy of the tower (`tower` DIR)"
             ) from error
-        if missing := sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])}):
-            raise ValueError(f"{self.name} lacks weights of the vision tower: {some(missing)}")
+        if misfit := describe_misfit(report["missing_keys"], misshaped=report["mismatched_keys"]):
+            raise ValueError(f"{self.name} lacks weights of the vision tower: {misfit}")
         return tower.state_dict()
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sf_llava.data.transforms import Preprocessing
+from sf_llava.weights.fit import find_misfit
 from sf_llava.weights.tensor_files import require_numbers
 
 BLOCK_KEYS = tuple(
@@ -214,19 +215,9 @@ def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str)
     Raises:
         ValueError: lists what is missing, unexpected or of another shape, and names ``source``.
     """
-    own = model.state_dict()
-    problems = {
-        "missing": sorted(own.keys() - state_dict.keys()),
-        "unexpected": sorted(state_dict.keys() - own.keys()),
-        "another shape": [
-            f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in sorted(own.keys() & state_dict.keys())
-            if state_dict[key].shape != own[key].shape
-        ],
-    }
-    if any(problems.values()):
-        parts = [f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in problems.items() if keys]
-        raise ValueError(f"{source} does not fit the architecture ({'; '.join(parts)})")
+    expected, found = ({key: value.shape for key, value in state.items()} for state in (model.state_dict(), state_dict))
+    if misfit := find_misfit(expected, found):
+        raise ValueError(f"{source} does not fit the architecture ({misfit})")
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -239,10 +230,6 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     parameters = dict(model.named_parameters(remove_duplicate=False))
     require_numbers({name: value for name, value in state_dict.items() if name in parameters}, source)
     model.load_state_dict(state_dict)
-
-
-def _few(keys: list[str], shown: int = 5) -> str:
-    return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")
 
 
 def is_torchscript(file: Path) -> bool:

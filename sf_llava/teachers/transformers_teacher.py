@@ -20,6 +20,7 @@ from sf_llava.configuration import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.teachers.base import Teacher, canonical_block, unsupported
 from sf_llava.teachers.hub import hub_or_cache
+from sf_llava.weights.fit import describe_misfit
 from sf_llava.weights.model_directory import check_json_files, check_model_directory, reason
 from sf_llava.weights.tensor_files import require_numbers
 
@@ -146,11 +147,9 @@ def _load_model(name: str, path: str, local: bool, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # each weights format has errors of its own for a broken file
         raise ValueError(_broken(path, local, error)) from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            keys = sorted(key if isinstance(key, str) else key[0] for key in info[kind])
-            shown = ", ".join(keys[:5])
-            raise ValueError(f"{path} does not fit {model_class.__name__}: {len(keys)} {kind}: {shown}")
+    misshaped = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+    if misfit := describe_misfit(info["missing_keys"], info["unexpected_keys"], misshaped):
+        raise ValueError(f"{path} does not fit {model_class.__name__}: {misfit}")
     require_numbers(dict(clip.named_parameters()), path)
     return clip
 

@@ -22,7 +22,7 @@ def describe_misfit(
 def find_misfit(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
     """Compare the names and shapes of tensors with those that a model asks for; see :func:`describe_misfit`."""
     misshaped = (
-        f"{name} {tuple(found[name])}, not {tuple(expected[name])}"
+        f"{name} {tuple(found[name])} instead of {tuple(expected[name])}"
         for name in expected.keys() & found.keys()
         if tuple(found[name]) != tuple(expected[name])
     )

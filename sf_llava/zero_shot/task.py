@@ -124,10 +124,12 @@ def find_class_set(images: LabelledImages) -> ClassSet:
         ModuleNotFoundError: they are ImageNet's synset ids, and the libraries that know their names are not installed.
     """
     names = images.class_names
+    known: list[ClassSet] = []
     for one in class_sets():
         if set(names) == set(one.ids) or tuple(names) == one.class_names:
             return one
-    for one in class_sets():
+        known.append(one)
+    for one in known:
         if set(names) <= set(one.ids):
             return one
     if any(map(SYNSET.fullmatch, names)):

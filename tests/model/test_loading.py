@@ -150,7 +150,7 @@ def test_whole_numbers_are_no_weights(encoder_dir, dtype):
     [
         (dict(num_hidden_layers=10**9), "num_hidden_layers"),
         (dict(num_hidden_layers=200), "missing: cortex"),
-        (dict(num_latents=60_000), r"\(16, 4\), not \(60000, 4\)"),
+        (dict(num_latents=60_000), r"\(16, 4\) instead of \(60000, 4\)"),
         (dict(model_type="clip_vision_model"), "type 'clip_vision_model'"),
         (dict(quantization_config={"quant_method": "bitsandbytes"}), "quantised"),
         (dict(num_latent=3), "unknown field num_latent"),

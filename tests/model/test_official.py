@@ -106,7 +106,8 @@ def test_loading_is_strict(state, damage):
         state["layers.0.adaptive_mixing.m_beta"] = torch.zeros(64)
     else:
         state["norm.bias"] = torch.zeros(3)
-    named = {"missing": "mlp.fc1.bias", "unexpected": "m_beta", "shape": r"norm.bias \(3,\), not \(128,\)"}[damage]
+    shape = r"norm.bias \(3,\) instead of \(128,\)"
+    named = {"missing": "mlp.fc1.bias", "unexpected": "m_beta", "shape": shape}[damage]
     with pytest.raises(ValueError, match=named):
         convert_official(state)
 
