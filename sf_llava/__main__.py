@@ -11,6 +11,7 @@ COMMANDS = {
     "zero-shot": "zero-shot classification of teacher and student",
     "retrieval": "image-text retrieval of teacher and student",
     "chat": "a page on which a LLaVA answers through both towers",
+    "export": "an encoder as a file for onnxruntime or OpenVINO",
     "convert": "released SparseFormers and original LLaVAs into directories that load",
     "benchmark": "speed, memory, multiply-adds",
     "visualize": "pictures of where an encoder looks",

@@ -14,6 +14,11 @@ EXTRAS = {
     "starlette": "demo",
     "uvicorn": "demo",
     "bitsandbytes": "quantisation",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "openvino": "export",
+    "nncf": "export",
 }
 """Extras by the module that is imported."""
 

@@ -20,7 +20,7 @@ RANKS = [
     {"teachers"},
     {"measure", "llava"},
     {"zero_shot", "retrieval", "scienceqa"},
-    {"bootstrap"},
+    {"bootstrap", "export"},
     {"experiments", "benchmark", "demo", "mini"},
     {"commands"},
     {"__main__"},

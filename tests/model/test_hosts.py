@@ -160,21 +160,6 @@ def test_an_exported_graph_serves_any_batch():
             torch.testing.assert_close(exported.module()(pixels), tokens(pixels), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_an_onnx_file_serves_any_batch(tmp_path):
-    pytest.importorskip("onnxscript", minversion="0.6", reason="exports to ONNX; older ones do not know this torch")
-    runtime = pytest.importorskip("onnxruntime", reason="runs ONNX files")
-    tokens = Tokens(make_model()).eval()
-    options = dict(dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
-    torch.onnx.export(tokens, (make_pixels(2),), **options).save(str(tmp_path / "encoder.onnx"))
-    session = runtime.InferenceSession(str(tmp_path / "encoder.onnx"), providers=["CPUExecutionProvider"])
-    for batch in (1, 3, 40):
-        pixels = make_pixels(batch)
-        (ours,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
-        with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(ours), tokens(pixels), rtol=1e-3, atol=1e-3)
-
-
 def test_copies_keep_units_and_values():
     model, pixels = make_model(), make_pixels()
     assert torch.equal(copy.deepcopy(model)(pixels).image_embeds, model(pixels).image_embeds)
