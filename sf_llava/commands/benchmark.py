@@ -5,6 +5,7 @@
     sf-llava benchmark encoder      images a second beside CLIP: about the ratio of multiply-adds
     sf-llava benchmark bootstrap    a training step, split into data, teacher, student, optimiser
     sf-llava benchmark llava        tower, projector, prefill and decode for 256, 128, 64 visual tokens
+    sf-llava benchmark export       encoder and CLIP in onnxruntime and OpenVINO, float32 and int8; what int8 costs
     sf-llava benchmark all          on a GPU: its tests, every table, the targets, in under ten minutes
 
 Tables go to the screen, JSON and a plot to ``benchmarks/results``. On the CPU one thread is used.
@@ -42,6 +43,15 @@ def run(arguments: argparse.Namespace) -> None:
         from sf_llava.benchmark import cost_table
 
         cost_table.run(arguments.output)
+        return
+    if arguments.command == "export":
+        from sf_llava.benchmark import export
+
+        torch.set_num_threads(1)
+        given = {
+            name: getattr(arguments, name) for name in ("output", "pairs", "repeats", "seed", "encoder", "questions")
+        }
+        export.run(batch_sizes=arguments.batch_size, **given)
         return
     device = str(choose_device(arguments.device))
     if device == "cpu":
@@ -107,6 +117,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     whole = commands.add_parser("llava", parents=[output, device, timed], help="a LLaVA in parts")
     cli.add_flags(whole, "batch-size", batch_size=1)
     whole.add_argument("--llm", default="mini", choices=["mini", "1b", "7b", "13b"], help="geometry, random weights")
+    exported = commands.add_parser("export", parents=[output, pairs], help="exported files beside eager PyTorch")
+    cli.add_flags(exported, "seed")
+    exported.add_argument("--repeats", type=REPEATS, default=10, help="repetitions after the warm-up")
+    exported.add_argument("--batch-size", type=cli.BATCH, nargs="+", default=[1, 8], metavar="N", help="images (1 8)")
+    exported.add_argument("--encoder", metavar="DIR", help="a mini encoder, whose scores are measured too")
+    exported.add_argument("--questions", type=cli.POSITIVE_INT, default=600, metavar="N", help="of the LLaVA (600)")
     commands.add_parser("all", parents=[output, device], help="GPU tests and every table")
     arguments = cli.parse(parser, argv)
     arguments.output = Path(arguments.output)

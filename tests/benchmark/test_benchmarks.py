@@ -1,14 +1,19 @@
 """The timed benchmarks run on the CPU at a small size, and write what they print."""
 
 import json
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 
-from sf_llava.benchmark import bootstrap, encoder, everything, llava, ops, targets
+from sf_llava.benchmark import bootstrap, encoder, everything, export, llava, ops, targets
 from sf_llava.benchmark.timing import Timing, interleave, kept_for_backward, paired_ratio, peak_memory
 from sf_llava.commands import benchmark as command
-from sf_llava.configuration import PRESETS
+from sf_llava.configuration import PRESETS, preset
+from sf_llava.export import formats
+from sf_llava.model import SparseFormerModel
+from sf_llava.zero_shot.task import zero_shot_task
 
 
 def test_functions_run_in_turn_after_the_warm_up():
@@ -53,6 +58,26 @@ def test_encoders_are_timed_in_pairs(tmp_path, monkeypatch):
     assert [row["batch_size"] for row in written["rows"]] == [1, 2]
     assert written["environment"]["threads"] == torch.get_num_threads()
     assert (tmp_path / "encoder_cpu_float32.png").stat().st_size > 1000
+
+
+def test_exported_files_are_timed_and_scored_beside_the_model(tmp_path, monkeypatch):
+    @contextmanager
+    def opened(module, image_size, threads=1):  # what exports take minutes for: the model itself stands in for files
+        yield {runtime: (module, 1000) for runtime in export.RUNTIMES}
+
+    torch.manual_seed(0)
+    SparseFormerModel(preset("sf-mini")).save_pretrained(tmp_path / "encoder")
+    monkeypatch.setattr(export, "opened", opened)
+    monkeypatch.setattr(formats, "require_runtime", lambda *arguments, **options: None)
+    monkeypatch.setattr(encoder, "PAIRS", {"mini": encoder.Pair("sf-mini", 16, "tiny", 64)})
+    monkeypatch.setattr(encoder, "build_image_tower", lambda name: Tiny())
+    monkeypatch.setattr(export, "zero_shot_task", partial(zero_shot_task, limit=20))
+    export.run(tmp_path, ["mini"], [1, 2], repeats=2, seed=0, encoder=str(tmp_path / "encoder"), questions=6)
+    written = json.loads((tmp_path / "export_cpu_float32.json").read_text())
+    assert [row["batch_size"] for row in written["rows"]] == [1, 2]
+    assert all(row["student"].keys() == row["teacher"].keys() == export.RUNTIMES.keys() for row in written["rows"])
+    first, *others = ({**score, "runtime": None} for score in written["settings"]["scores"])
+    assert first["questions"] == 6 and others == [first] * 4  # five times the same model
 
 
 def test_a_training_step_is_measured_in_parts_with_its_memory(tmp_path, capsys):
