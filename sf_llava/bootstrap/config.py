@@ -54,6 +54,11 @@ class RunConfig:
     workers: int = _flag(1, "data loading processes a device", WORKERS)
     threads: int = _flag(0, "CPU threads for arithmetic; 0: torch's choice", THREADS_OR_AUTO)
     log_every: int = _flag(10, "steps between log lines", POSITIVE_INT)
+    trackers: str = _flag(
+        "auto",
+        "where curves go beside log.jsonl: tensorboard, wandb, mlflow, trackio, or several "
+        "with commas between; none; auto: tensorboard where it is installed",
+    )
     eval_every: int | None = _flag(None, "steps between validations; default: ten a run", POSITIVE_INT)
     save_every: int | None = _flag(None, "steps between checkpoints; default: twenty a run", POSITIVE_INT)
     keep_checkpoints: int = _flag(2, "newest checkpoints to keep, at least 1", POSITIVE_INT)
@@ -200,7 +205,7 @@ class BootstrapConfig:
         return values
 
 
-RUN_TIME_FIELDS = ("output", "resume", "device", "dtype", "workers", "threads", "keep_checkpoints")
+RUN_TIME_FIELDS = ("output", "resume", "device", "dtype", "workers", "threads", "keep_checkpoints", "trackers")
 """Fields that may differ between a run and its resumption: they change no number, or ``config.json`` also holds what
 became of them."""
 

@@ -3,12 +3,14 @@
 import resource
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
 
 from sf_llava import files
 from sf_llava.bootstrap.config import CHANGEABLE_FIELDS, RUN_TIME_FIELDS, BootstrapConfig, RunConfig
@@ -19,6 +21,7 @@ from sf_llava.bootstrap.model_card import model_card
 from sf_llava.bootstrap.objectives.sum import make_objective
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.student import make_student
+from sf_llava.bootstrap.trackers import choose_trackers
 from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.loading import LoadingError
@@ -157,7 +160,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Set up devices, processes and precision; ``accelerate launch`` or torchrun decide how many processes.
 
     Raises:
-        ValueError: fp16 on a CPU.
+        ValueError: fp16 on a CPU, or an unknown tracker.
+        ModuleNotFoundError: a tracker that is not installed.
     """
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     precision = config.dtype
@@ -170,7 +174,13 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if precision == "fp16" and cpu:
         raise ValueError("`dtype` fp16 does not train on a CPU; use bf16 or fp32")
     AcceleratorState._reset_state()  # a process may bootstrap several times, each time with a precision of its own
-    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    trackers = choose_trackers(config.trackers)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(logging_dir=str(Path(config.output) / "tensorboard")),
+    )
 
 
 def measure_costs(teacher: Teacher, student: SparseFormerModel) -> list[dict[str, Any]]:

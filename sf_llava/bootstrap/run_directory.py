@@ -2,7 +2,8 @@
 
 config.json   every number, what the run began with, and the machine it runs on
 log.jsonl     one JSON object a line: losses, validation, skipped images (no clock: equal runs have equal logs)
-tensorboard/  the same curves, and images per second
+tensorboard/  the same curves, images per second and the share of time spent waiting for data, where it is a tracker
+tracking.json by which names other trackers know the run
 checkpoints/  step-0000100/ ..., each whole or absent, with the digests of its files (``sha256sum -c SHA256SUMS``)
 rois/         pictures of where the student looks
 encoder/      the student, for ``from_pretrained``
@@ -36,6 +37,7 @@ class RunDirectory:
         self.pictures = self.path / "rois"
         self.encoder = self.path / "encoder"
         self.results_path = self.path / "results.json"
+        self.tracking_path = self.path / "tracking.json"
 
     def check(
         self, config: dict[str, Any], resume: bool, may_differ: tuple[str, ...], may_change: tuple[str, ...] = ()

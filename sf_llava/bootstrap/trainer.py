@@ -76,6 +76,7 @@ class Trainer:
             self.teach = compile_frozen(self.teach, torch.zeros(size, device=accelerator.device))
         self.checkpoints = Checkpoints(run, accelerator, self.optimizer, objective, running.keep_checkpoints)
         self.step, self.seconds = 0, 0.0
+        self.waited = 0.0  # seconds of this step until its data were there
         self.newly_skipped: set[str] = set()  # unreadable images since the last checkpoint, of this process
 
     def resume(self) -> list[str]:
@@ -86,7 +87,8 @@ class Trainer:
 
     def train(self) -> None:
         """Run all remaining steps."""
-        with Progress(self.run, self.accelerator, self.plan.num_steps, self.step, self.config.batch_size) as progress:
+        sizes = (self.plan.num_steps, self.step, self.config.batch_size, self.running.workers)
+        with Progress(self.run, self.accelerator, *sizes) as progress:
             self._take_steps(progress)
 
     def _take_steps(self, progress: Progress) -> None:
@@ -96,8 +98,9 @@ class Trainer:
         while self.step < plan.num_steps:
             window += self._train_step(stream)
             self.step += 1
-            self.seconds, clock = self.seconds + time.perf_counter() - clock, time.perf_counter()
-            progress.advance()
+            took, clock = time.perf_counter() - clock, time.perf_counter()
+            self.seconds += took
+            progress.advance(took, self.waited)
             if plan.is_due(self.step, plan.log_every):
                 self._log(window / ((self.step - 1) % plan.log_every + 1), progress)
                 window.zero_()
@@ -118,9 +121,12 @@ class Trainer:
     def _train_step(self, stream: Iterator[Batch]) -> Tensor:
         """Take one optimiser step; return this process's scores, as the objective names them."""
         self._set_learning_rates()
+        self.waited = 0.0
         scores = torch.zeros(len(self.objective.names), device=self.accelerator.device)
         for micro_step in range(self.plan.accumulation):
+            started = time.perf_counter()
             batch = next(stream)
+            self.waited += time.perf_counter() - started
             self.newly_skipped.update(batch.skipped)
             if micro_step == self.plan.accumulation - 1:
                 scores += self._backward(batch, micro_step)
