@@ -187,8 +187,8 @@ FIELDS = {
     *("epochs", "steps", "warmup_epochs", "warmup_steps", "batch_size", "micro_batch_size", "llm_batch_size"),
     *("lr", "inherited_lr_scale", "weight_decay", "beta1", "beta2", "clip_norm"),
 }
-"""What ``config.json`` has held since version 0.1, and trackers, which may differ: with other names, an earlier run could
-not be resumed."""
+"""What ``config.json`` has held since version 0.1, and trackers, which may differ: with other names, an earlier run
+could not be resumed."""
 
 
 def test_the_configuration_of_a_run_is_flat_and_that_of_earlier_versions():

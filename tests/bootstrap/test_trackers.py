@@ -69,8 +69,12 @@ def test_other_trackers_know_a_resumed_run_as_the_same(world, tmp_path, name):
         steps=4, batch_size=4, val_images=4, log_every=2, save_every=2, device="cpu", workers=0, warmup_steps=1,
         trackers=name, resume=True,
     )  # fmt: skip
-    local = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true",
-             "TRACKIO_DIR": str(tmp_path / "trackio")}  # fmt: skip
+    local = {
+        "WANDB_MODE": "offline",
+        "MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+    }
 
     def tell():
         command = [sys.executable, "-c", TELL, json.dumps(settings)]
