@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_images, save_tiny_clip
+from tiny import run_settings, save_world
 
 from sf_llava.bootstrap.align import parse_alignment
 from sf_llava.bootstrap.config import BootstrapConfig
@@ -37,18 +37,11 @@ from sf_llava.weights.digests import write_digests
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A directory with a tiny CLIP and sixty pictures."""
-    path = tmp_path_factory.mktemp("world")
-    save_tiny_clip(path / "clip")
-    save_images(path / "images", 60)
-    return path
+    return save_world(tmp_path_factory.mktemp("world"), 60)
 
 
 def settings(world: Path, output: Path, **changes) -> dict:
-    return dict(
-        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), steps=8, warmup_steps=2,
-        batch_size=8, lr=1e-3, log_every=2, save_every=2, eval_every=8, val_images=5, threads=1, workers=0,
-        device="cpu", dtype="fp32",
-    ) | changes  # fmt: skip
+    return run_settings(world, output, steps=8, warmup_steps=2, eval_every=8) | changes
 
 
 def read_log(run: Path) -> list[dict]:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_images, save_tiny_clip
+from tiny import run_settings, save_images, save_world
 
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap, make_accelerator
@@ -24,18 +24,11 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bootstrap_clip.py"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A directory with a tiny CLIP and sixty pictures."""
-    path = tmp_path_factory.mktemp("world")
-    save_tiny_clip(path / "clip")
-    save_images(path / "images", 60)
-    return path
+    return save_world(tmp_path_factory.mktemp("world"), 60)
 
 
 def settings(world: Path, output: Path, **changes) -> dict:
-    return dict(
-        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), steps=12, warmup_steps=4,
-        batch_size=8, lr=1e-3, log_every=2, save_every=2, eval_every=6, val_images=5, threads=1, workers=0,
-        device="cpu", dtype="fp32",
-    ) | changes  # fmt: skip
+    return run_settings(world, output, steps=12, warmup_steps=4, eval_every=6) | changes
 
 
 def flags(world: Path, output: Path, **changes) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import save_images, save_tiny_clip
+from tiny import run_settings, save_tiny_clip, save_world
 from tiny_llava import CHAT_TEMPLATE, make_llava, make_tokenizer
 from tiny_scienceqa import write_scienceqa
 from transformers import CLIPModel, LlavaProcessor
@@ -47,14 +47,12 @@ def save_llava(path, clip, **changes):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny CLIP, a tiny LLaVA on it (and one that reads CLS too), questions with a train split, pictures."""
-    path = tmp_path_factory.mktemp("world")
-    save_tiny_clip(path / "clip")
+    path = save_world(tmp_path_factory.mktemp("world"), 40)
     save_llava(path / "llava", path / "clip")
     save_llava(path / "full", path / "clip", vision_feature_select_strategy="full")
     write_scienceqa(path / "data")
     ids = [str(number) for number in range(100, 112)]
     (path / "data" / "pid_splits.json").write_text(json.dumps(dict(train=ids[:8], test=ids[8:])))
-    save_images(path / "images", 40)
     return path
 
 
@@ -187,12 +185,8 @@ def test_the_objective_trains_a_student_in_a_loop_of_ones_own(world, teacher):
 
 
 def settings(world, output, **changes):
-    return dict(
-        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), steps=6, warmup_steps=2,
-        batch_size=8, lr=1e-3, log_every=2, save_every=2, eval_every=6, val_images=5, threads=1, workers=0,
-        device="cpu", dtype="fp32", align="set+llm+placed=1", llava=str(world / "llava"), questions=str(world / "data"),
-        llm_batch_size=4, micro_batch_size=4,
-    ) | changes  # fmt: skip
+    asked = dict(align="set+llm+placed=1", llava=str(world / "llava"), questions=str(world / "data"), llm_batch_size=4)
+    return run_settings(world, output, steps=6, warmup_steps=2, eval_every=6, micro_batch_size=4) | asked | changes
 
 
 def test_a_run_logs_the_loss_and_resumes_to_the_bit(world, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import save_images, save_tiny_clip
+from tiny import run_settings, save_images, save_tiny_clip, save_world
 
 from sf_llava import files
 from sf_llava.bootstrap.config import BootstrapConfig
@@ -25,20 +25,14 @@ RESULT_FILES = ("log.jsonl", "encoder/model.safetensors")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A directory with a tiny CLIP, twenty pictures, and a whole run of twelve steps with all its checkpoints."""
-    path = tmp_path_factory.mktemp("world")
-    save_tiny_clip(path / "clip")
-    save_images(path / "images", 20)
+    path = save_world(tmp_path_factory.mktemp("world"), 20)
     bootstrap(settings(path, path / "whole"))
     return path
 
 
 def settings(world: Path, output: Path, **changes) -> BootstrapConfig:
-    numbers = dict(
-        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", val_data=f"folder:{world / 'images'}",
-        output=str(output), steps=12, warmup_steps=4, batch_size=8, lr=1e-3, log_every=2, save_every=2, eval_every=6,
-        val_images=5, threads=1, workers=0, device="cpu", dtype="fp32", keep_checkpoints=9,
-    )  # fmt: skip
-    return BootstrapConfig.of(**numbers | changes)
+    numbers = dict(val_data=f"folder:{world / 'images'}", steps=12, warmup_steps=4, eval_every=6, keep_checkpoints=9)
+    return BootstrapConfig.of(**run_settings(world, output, **numbers) | changes)
 
 
 @pytest.fixture

@@ -6,28 +6,23 @@ import subprocess
 import sys
 
 import pytest
-from tiny import save_images, save_tiny_clip
+from tiny import run_settings, save_world
 
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.pace import Pace
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.trackers import choose_trackers
 
+STEPS = dict(steps=4, warmup_steps=1, batch_size=4, val_images=4, eval_every=4)
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    path = tmp_path_factory.mktemp("world")
-    save_images(path / "images", 16)
-    save_tiny_clip(path / "clip")
-    return path
+    return save_world(tmp_path_factory.mktemp("world"), 16)
 
 
 def run(world, output, **changes):
-    settings = dict(
-        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), num_latents=4, steps=4,
-        batch_size=4, val_images=4, log_every=2, eval_every=4, save_every=2, device="cpu", workers=0, warmup_steps=1,
-    )  # fmt: skip
-    return bootstrap(BootstrapConfig.of(**(settings | changes)))
+    return bootstrap(BootstrapConfig.of(**run_settings(world, output, **(STEPS | changes))))
 
 
 def test_tensorboard_holds_the_log_and_the_speed_from_the_first_line(world, tmp_path):
@@ -64,11 +59,7 @@ bootstrap(BootstrapConfig.of(**json.loads(sys.argv[1])))
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_other_trackers_know_a_resumed_run_as_the_same(world, tmp_path, name):
     pytest.importorskip(name, reason="an optional tracker")
-    settings = dict(
-        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(tmp_path / "run"), num_latents=4,
-        steps=4, batch_size=4, val_images=4, log_every=2, save_every=2, device="cpu", workers=0, warmup_steps=1,
-        trackers=name, resume=True,
-    )  # fmt: skip
+    settings = run_settings(world, tmp_path / "run", trackers=name, resume=True, **STEPS)
     local = {
         "WANDB_MODE": "offline",
         "MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns",

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import save_images, save_tiny_clip
+from tiny import run_settings, save_world
 
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
@@ -23,19 +23,12 @@ ODD = ["nan", "inf", "-1", "1e999", "", "x"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("world")
-    save_tiny_clip(path / "clip")
-    save_images(path / "images", 20)
-    return path
+    return save_world(tmp_path_factory.mktemp("world"), 20)
 
 
 def settings(world: Path, output: Path, **changes) -> dict:
-    images = f"folder:{world / 'images'}"
-    return dict(
-        teacher=str(world / "clip"), data=images, val_data=images, output=str(output), steps=40, warmup_steps=0,
-        batch_size=4, lr=1e-3, log_every=1, save_every=1, eval_every=40, val_images=4, threads=1, workers=0,
-        device="cpu", dtype="fp32",
-    ) | changes  # fmt: skip
+    numbers = dict(val_data=f"folder:{world / 'images'}", steps=40, warmup_steps=0, batch_size=4, eval_every=40)
+    return run_settings(world, output, log_every=1, save_every=1, val_images=4, **numbers) | changes
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import save_images
 from tiny_encoder import write_encoder
 from tiny_llava import make_encoder, make_llava
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessor
 
 from sf_llava import swap
 from sf_llava.commands.export import main
@@ -86,6 +86,15 @@ def test_eight_bits_keep_the_direction_of_every_latent(world, expected, tmp_path
     assert cosine > (0.98 if kind == "onnx" else 0.999)  # onnxruntime rounds activations too
     plain = (world / "onnx" / "model.onnx").stat().st_size
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 0.75 * plain
+
+
+def test_transformers_own_processor_prepares_its_pictures(world):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8))
+    ours, theirs = (
+        kind.from_pretrained(world / "onnx")(picture, return_tensors="pt")["pixel_values"]
+        for kind in (AutoImageProcessor, CLIPImageProcessor)
+    )
+    assert theirs.shape == (1, 3, 32, 32) and (ours - theirs).abs().mean() < 0.05
 
 
 def test_the_record_says_what_the_file_is(world):

@@ -29,3 +29,18 @@ def save_images(path: Path, count: int, size: int = 40, seed: int = 0) -> Path:
         array = (pixels * 255).byte().permute(1, 2, 0).numpy()
         Image.fromarray(array).save(path / f"{index:04d}.png")
     return path
+
+
+def save_world(path: Path, num_images: int) -> Path:
+    """Write what a small bootstrap reads: a tiny CLIP in ``clip/``, pictures in ``images/``."""
+    save_tiny_clip(path / "clip")
+    save_images(path / "images", num_images)
+    return path
+
+
+def run_settings(world: Path, output: Path, **changes: object) -> dict:
+    """Give flat settings of a bootstrap of a few steps on what :func:`save_world` wrote, to the same bits anywhere."""
+    return dict(
+        teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), batch_size=8, lr=1e-3,
+        log_every=2, save_every=2, val_images=5, threads=1, workers=0, device="cpu", dtype="fp32",
+    ) | changes  # fmt: skip
