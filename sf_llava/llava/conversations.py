@@ -9,7 +9,7 @@ CONVERSATIONS = {
     "llava_v1": _SYSTEM.format(asker="human"),  # the published ScienceQA evaluation
 }
 
-# Loops over ``messages`` and over ``message.content`` in so many words: servers read off them that contents may be lists.
+# Loops over ``messages`` and ``message.content`` in so many words: servers read off them that contents may be lists.
 _TEMPLATE = """\
 {%- if messages[0].role != 'system' -%}{{ "SYSTEM" + ' ' }}{%- endif -%}
 {%- for message in messages -%}

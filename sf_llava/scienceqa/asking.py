@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
@@ -12,6 +13,16 @@ from sf_llava.scienceqa.data import ScienceQA, shuffle_images
 from sf_llava.scienceqa.problems import Problem, ask
 
 GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated; greedily at temperature 0. ``conversation`` None is the model's own template."""
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    seed: int = 0
+    conversation: str | None = None
 
 
 class Asked(Protocol):

@@ -18,19 +18,9 @@ from sf_llava.llava.positions import generate_in_place
 from sf_llava.llava.tokens import encode_prompts, harmless
 from sf_llava.measure.store import digest_texts, digest_weights
 from sf_llava.scienceqa.answer_log import open_log
-from sf_llava.scienceqa.asking import digest_prompts, leave_out, pictures_under, word_all
+from sf_llava.scienceqa.asking import Generation, digest_prompts, leave_out, pictures_under, word_all
 from sf_llava.scienceqa.data import ScienceQA
 from sf_llava.scienceqa.problems import Problem, ask
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How answers are generated; greedily at temperature 0. ``conversation`` None is the processor's own template."""
-
-    max_new_tokens: int = 1024
-    temperature: float = 0.0
-    seed: int = 0
-    conversation: str | None = None
 
 
 @dataclass(frozen=True)
