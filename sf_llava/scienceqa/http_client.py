@@ -44,7 +44,7 @@ class HttpClient:
     """Asks one server.
 
     Args:
-        url: ``http://HOST:PORT`` or with a path.
+        url: ``http://HOST:PORT``, with or without ``/v1``.
         patience: seconds that the server may be away before a request gives up.
         tell: takes the line that is said where the server is away.
 
@@ -60,11 +60,12 @@ class HttpClient:
             host, port = None, None
         if not host or parts.scheme not in ("http", "https"):
             raise ValueError(f"`server` {url!r} is no address: expected http://HOST:PORT")
-        self.url = parts.geturl().rstrip("/")
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
         self.patience = patience
         self._tell = tell
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port, self._path = host, port, parts.path.rstrip("/")
+        self._host, self._port = host, port
         self._mine = threading.local()
         self._open: set[http.client.HTTPConnection] = set()
         self._ending = threading.Event()

@@ -52,7 +52,7 @@ class Server:
     ) -> None:
         if generation.conversation is not None:
             raise ValueError("`conversation` is the server's: start it with the chat template (vllm: --chat-template)")
-        self.client = HttpClient(url.rstrip("/").removesuffix("/v1"), patience)
+        self.client = HttpClient(url, patience)
         self.generation = generation
         self.identity = self._identify(self.client.ask, model)
 
