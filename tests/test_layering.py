@@ -18,7 +18,7 @@ RANKS = [
     {"data"},
     {"model"},
     {"teachers"},
-    {"measure", "llava"},
+    {"measure", "llava", "serving"},
     {"zero_shot", "retrieval", "scienceqa"},
     {"bootstrap", "export"},
     {"experiments", "benchmark", "demo", "mini"},

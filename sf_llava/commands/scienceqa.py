@@ -7,6 +7,8 @@
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
         killed and started again it continues; torchrun --nproc_per_node 8 -m sf_llava scienceqa ... shares the work
+    sf-llava scienceqa run --server http://localhost:8000 --data ScienceQA/data/scienceqa --controls blind shuffled
+        asks what `vllm serve LLAVA --model-impl transformers` serves, many questions at once (docs/serving.md)
     sf-llava scienceqa score --problems problems.json --splits pid_splits.json --split test \\
             --predictions answers.jsonl --json score.json
         scores our JSON lines, LLaVA's answers.jsonl or LLaVA's result file (its published one: 3863 of 4241 correct)
@@ -21,6 +23,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +33,15 @@ from sf_llava.scienceqa import CONTROLS
 
 if TYPE_CHECKING:
     from sf_llava.llava.towers import Tower
+    from sf_llava.scienceqa.asking import Generation
 
 MINI = "mini"
 TOKENS = cli.Number(int, 1, 2**20)
 TEMPERATURE = cli.Number(float, 0, 100)
 TOWERS = ("original", "pooled", "swapped")
+SERVED = "served"
+LOCAL = ("encoder", "towers", "positions_and_bias", "batch_size", "tower", "conversation", "device", "dtype", "bits")
+"""Flags about a model in this process."""
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
 
@@ -64,6 +71,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
     run.add_argument("--batch-size", type=cli.BATCH, metavar="N", help="questions at once (8; mini: 64)")
+    run.add_argument(
+        "--server", metavar="URL", help="ask a model that an OpenAI-compatible server has (--model, if many)"
+    )
+    run.add_argument("--concurrency", type=cli.THREADS, metavar="N", help="requests in flight to --server (32)")
     run.add_argument("--max-new-tokens", type=TOKENS, default=1024, help="answers run to 3,500 letters (%(default)s)")
     run.add_argument("--temperature", type=TEMPERATURE, default=0.0, help="0: greedy (%(default)s)")
     cli.add_flags(run, "tower", "conversation", "device", "dtype", "bits")
@@ -87,6 +98,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         if 0 < arguments.temperature < 0.01:
             parser.error("argument --temperature: below 0.01 only the likeliest token is left: that is 0, greedy")
         arguments.model = arguments.model.rstrip("/") or arguments.model
+        if arguments.server is None and arguments.concurrency is not None:
+            parser.error("argument --concurrency: requests to a --server, which is not named")
+        for name in LOCAL if arguments.server is not None else ():
+            if getattr(arguments, name) != run.get_default(name):
+                parser.error(f"argument --{name.replace('_', '-')}: a --server decides that itself, when it is started")
     elif bool(arguments.problems) != bool(arguments.splits) or (arguments.problems and arguments.data):
         parser.error("name the questions once: --problems FILE and --splits FILE, or --data NAME")
     arguments.data = arguments.data and (arguments.data.rstrip("/") or arguments.data)
@@ -162,6 +178,8 @@ def score_file(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check what can be checked at once, hold the output, and answer."""
+    if arguments.server is not None:
+        return ask_served(arguments)
     import torch
     from accelerate import PartialState
 
@@ -177,8 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
     on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # the shares of processes can differ by hours
     device = choose_device(arguments.device)
-    kept = f"the answers so far are kept in {arguments.output}, and the same command goes on with the rest"
-    with locked(arguments.output) if state.is_main_process else nullcontext(), cli.when_stopped(kept):
+    with locked(arguments.output) if state.is_main_process else nullcontext(), cli.when_stopped(kept(arguments)):
         answer(arguments, towers, state, device)
 
 
@@ -186,45 +203,93 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
     """Answer with every tower and control, score, print side by side, save."""
     import transformers
 
-    from sf_llava.files import write_json
     from sf_llava.llava.towers import tower_in_place
+    from sf_llava.measure.store import digest_weights
     from sf_llava.report import environment
-    from sf_llava.scienceqa import scoring
-    from sf_llava.scienceqa.report import percent, print_comparison, print_kinds, print_scores
-    from sf_llava.scienceqa.run import Answerer, Generation, digest_llm
+    from sf_llava.scienceqa.run import Answerer, answer_all, digest_llm
 
     transformers.utils.logging.disable_progress_bar()
     data = open_data(arguments)
     model, processor = load(arguments, device)
-    llm = digest_llm(model)
-    generation = Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
+    common = {name: getattr(arguments, name) for name in DECISIVE} | {"llm_weights": digest_llm(model)}
     scores: dict[str, dict[str, Any]] = {}
     for tower, chosen in towers.items():
         with tower_in_place(model, processor, chosen) as num_patches:
-            answerer = Answerer(model, processor, generation, num_patches if chosen.positions_and_bias else None)
+            answerer = Answerer(
+                model, processor, generation(arguments), num_patches if chosen.positions_and_bias else None
+            )
             for control in (None, *arguments.controls):
-                name = name_of(tower, control)
-                if name not in scores:
-                    scores[name] = answer_and_score(answerer, data, arguments, name, chosen.where, control, state, llm)
-    if not state.is_main_process:
-        return
-    print_scores(f"{arguments.model} on {data.name}, split {data.split}", list(scores.items()))
-    results: dict[str, Any] = {"settings": vars(arguments), "environment": environment(device.type), "scores": scores}
-    results["comparisons"] = {}
-    for tower in towers:
-        if "original" in scores and tower != "original":
-            results["comparisons"][tower] = scoring.compare(scores[tower], scores["original"])
-            print_comparison(f"{tower} - original", results["comparisons"][tower])
-    if "blind" in scores:
-        results["image_share"] = {}
-        for tower in towers:
-            share = scoring.image_share(scores[tower]["image_accuracy"], scores["blind"]["image_accuracy"])
-            results["image_share"][tower] = share
-            print(f"{tower}: the image earns {percent(share).strip()} % of the score on image questions")
-    if data.name == MINI:
-        print_kinds(scores)
-    write_json(Path(arguments.output) / "results.json", results)
-    print(f"written to {Path(arguments.output) / 'results.json'}")
+                if (name := name_of(tower, control)) in scores:
+                    continue
+                settings = dict(common)
+                if control != "blind":
+                    settings |= {"tower": chosen.where, "placed": answerer.num_patches is not None}
+                    settings["tower_weights"] = digest_weights(answerer.model.model.vision_tower)
+                ask = partial(
+                    answer_all,
+                    answerer,
+                    settings=settings,
+                    batch_size=arguments.batch_size or 8,
+                    rank=state.process_index,
+                    num_processes=state.num_processes,
+                    wait=state.wait_for_everyone,
+                )
+                scores[name] = answer_and_score(ask, data, arguments, name, control, state)
+    if state.is_main_process:
+        conclude(arguments, data, scores, list(towers), environment(device.type))
+
+
+def ask_served(arguments: argparse.Namespace) -> None:
+    """Ask a served model, plainly and with every control; score, print, save."""
+    from accelerate import PartialState
+
+    from sf_llava.files import locked
+    from sf_llava.scienceqa.server import CONCURRENCY, Server, ask_server
+
+    state = PartialState(cpu=True)
+    if state.num_processes > 1:
+        raise ValueError(f"a server is asked by one process, not {state.num_processes}: start this without torchrun")
+    with locked(arguments.output), cli.when_stopped(kept(arguments)):
+        data = open_data(arguments)
+        model = None if arguments.model == MINI else arguments.model
+        server = Server(arguments.server, generation(arguments), model)
+        settings = {name: getattr(arguments, name) for name in DECISIVE if name not in ("model", *LOCAL)}
+        scores: dict[str, dict[str, Any]] = {}
+        for control in (None, *arguments.controls):
+            ask = partial(ask_server, server, settings=settings, concurrency=arguments.concurrency or CONCURRENCY)
+            name = name_of(SERVED, control)
+            scores[name] = answer_and_score(ask, data, arguments, name, control, state)
+        arguments.model = server.identity["model"]
+        conclude(arguments, data, scores, [SERVED], {"served": server.identity})
+
+
+def kept(arguments: argparse.Namespace) -> str:
+    """Say what a stopped run leaves."""
+    return f"the answers so far are kept in {arguments.output}, and the same command goes on with the rest"
+
+
+def generation(arguments: argparse.Namespace) -> "Generation":
+    """How answers are generated."""
+    from sf_llava.scienceqa.asking import Generation
+
+    return Generation(arguments.max_new_tokens, arguments.temperature, arguments.seed, arguments.conversation)
+
+
+def conclude(
+    arguments: argparse.Namespace,
+    data: Any,
+    scores: dict[str, dict[str, Any]],
+    towers: list[str],
+    environment: dict[str, Any],
+) -> None:
+    """Print all rows side by side, and save them."""
+    from sf_llava.files import write_json
+    from sf_llava.scienceqa.report import print_run
+
+    found = print_run(f"{arguments.model} on {data.name}, split {data.split}", scores, towers, data.name == MINI)
+    path = Path(arguments.output) / "results.json"
+    write_json(path, {"settings": vars(arguments), "environment": environment, "scores": scores} | found)
+    print(f"written to {path}")
 
 
 def choose_mini(arguments: argparse.Namespace) -> None:
@@ -311,43 +376,24 @@ def load(arguments: argparse.Namespace, device: Any) -> Any:
 
 
 def answer_and_score(
-    answerer: Any,
+    ask: Callable[..., dict[str, str]],
     data: Any,
     arguments: argparse.Namespace,
     name: str,
-    tower: str,
     control: str | None,
     state: Any,
-    llm: str,
 ) -> dict[str, Any]:
-    """Answer through one tower under one control, with progress, and score."""
+    """Answer under one control into the folder of its row, with progress, and score."""
     from sf_llava.files import write_json
-    from sf_llava.measure.store import digest_weights
     from sf_llava.scienceqa import scoring
-    from sf_llava.scienceqa.run import answer_all
 
-    settings = {name: getattr(arguments, name) for name in DECISIVE}
-    settings["llm_weights"] = llm
-    if control != "blind":
-        weights = digest_weights(answerer.model.model.vision_tower)
-        settings |= {"tower": tower, "placed": answerer.num_patches is not None, "tower_weights": weights}
     questions = [problem for problem in data.problems if problem.has_image or control is None]
+    output = Path(arguments.output) / name
     with running_accuracy(name, len(questions), state) as progress:
-        texts = answer_all(
-            answerer,
-            data,
-            Path(arguments.output) / name,
-            settings,
-            control=control,
-            batch_size=arguments.batch_size or 8,
-            rank=state.process_index,
-            num_processes=state.num_processes,
-            wait=state.wait_for_everyone,
-            progress=progress,
-        )
+        texts = ask(data=data, output=output, control=control, progress=progress)
     result = scoring.score(questions, texts)
     if state.is_main_process:
-        write_json(Path(arguments.output) / name / "score.json", result)
+        write_json(output / "score.json", result)
     return result
 
 

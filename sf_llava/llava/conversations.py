@@ -9,22 +9,17 @@ CONVERSATIONS = {
     "llava_v1": _SYSTEM.format(asker="human"),  # the published ScienceQA evaluation
 }
 
+# Loops over ``messages`` and ``message.content`` in so many words: servers read off them that contents may be lists.
 _TEMPLATE = """\
-{%- macro show(content) -%}
-{%- if content is string -%}{{ content }}{%- else -%}
-{%- for part in content if part.type == 'image' -%}{{ 'IMAGE\\n' }}{%- endfor -%}
-{%- for part in content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}
+{%- if messages[0].role != 'system' -%}{{ "SYSTEM" + ' ' }}{%- endif -%}
+{%- for message in messages -%}
+{%- set is_system = loop.first and message.role == 'system' -%}
+{%- if not is_system -%}{{ 'USER: ' if message.role == 'user' else 'ASSISTANT: ' }}{%- endif -%}
+{%- if message.content is string -%}{{ message.content }}{%- else -%}
+{%- for part in message.content if part.type == 'image' -%}{{ 'IMAGE\\n' }}{%- endfor -%}
+{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}
 {%- endif -%}
-{%- endmacro -%}
-{%- if messages[0].role == 'system' -%}
-{%- set system, turns = show(messages[0].content), messages[1:] -%}
-{%- else -%}
-{%- set system, turns = "SYSTEM", messages -%}
-{%- endif -%}
-{{ system + ' ' }}
-{%- for turn in turns -%}
-{%- if turn.role == 'user' -%}{{ 'USER: ' + show(turn.content) + ' ' }}
-{%- else -%}{{ 'ASSISTANT: ' + show(turn.content) + '</s>' }}{%- endif -%}
+{{ ' ' if is_system or message.role == 'user' else '</s>' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
 """

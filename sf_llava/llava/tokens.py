@@ -6,7 +6,7 @@ the latents are the additional tokens.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,7 +173,12 @@ def _encode_without_pad_token(
 
 def harmless(processor: LlavaProcessor, text: str) -> str:
     """Write a person's text so that none of its words is a token with a meaning of its own (``<image>``, ``</s>``)."""
-    for token in {*processor.tokenizer.all_special_tokens, processor.image_token}:
+    return break_tokens({*processor.tokenizer.all_special_tokens, processor.image_token}, text)
+
+
+def break_tokens(tokens: Iterable[str], text: str) -> str:
+    """Write a text so that it holds none of ``tokens``: a space after the first letter of each."""
+    for token in tokens:
         text = text.replace(token, f"{token[:1]} {token[1:]}")
     return text
 

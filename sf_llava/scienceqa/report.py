@@ -4,7 +4,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sf_llava.report import print_table
+from sf_llava.scienceqa import scoring
 from sf_llava.scienceqa.problems import kind_of
+
+
+def print_run(title: str, scores: Mapping[str, dict[str, Any]], towers: Sequence[str], kinds: bool) -> dict[str, Any]:
+    """Print all rows of a run, every tower beside the original one, and what the image is worth.
+
+    Args:
+        title: of the table.
+        scores: by row: a tower, or a tower under a control.
+        towers: the rows that are towers.
+        kinds: print the accuracy on every kind of question too.
+
+    Returns:
+        The comparisons with the row ``original``, and the shares of the image where there is a row ``blind``.
+    """
+    print_scores(title, list(scores.items()))
+    results: dict[str, Any] = {"comparisons": {}}
+    for tower in towers:
+        if "original" in scores and tower != "original":
+            results["comparisons"][tower] = scoring.compare(scores[tower], scores["original"])
+            print_comparison(f"{tower} - original", results["comparisons"][tower])
+    if "blind" in scores:
+        results["image_share"] = {}
+        for tower in towers:
+            share = scoring.image_share(scores[tower]["image_accuracy"], scores["blind"]["image_accuracy"])
+            results["image_share"][tower] = share
+            print(f"{tower}: the image earns {percent(share).strip()} % of the score on image questions")
+    if kinds:
+        print_kinds(scores)
+    return results
 
 
 def print_scores(title: str, scores: Sequence[tuple[str, dict[str, Any]]]) -> None:

@@ -4,10 +4,7 @@ Batches are a function of the questions and the batch size alone, so an answer d
 share the work or on where an earlier run was killed.
 """
 
-import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +13,14 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from sf_llava.files import locked, read_json, write_bytes, write_json, writing
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.positions import generate_in_place
 from sf_llava.llava.tokens import encode_prompts, harmless
 from sf_llava.measure.store import digest_texts, digest_weights
-from sf_llava.scienceqa import CONTROLS
-from sf_llava.scienceqa.data import ScienceQA, shuffle_images
-from sf_llava.scienceqa.predictions import read_log
+from sf_llava.scienceqa.answer_log import open_log
+from sf_llava.scienceqa.asking import Generation, digest_prompts, leave_out, pictures_under, word_all
+from sf_llava.scienceqa.data import ScienceQA
 from sf_llava.scienceqa.problems import Problem, ask
-
-GREY = (128, 128, 128)
-ANSWERS = "answers.jsonl"
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How answers are generated; greedily at temperature 0. ``conversation`` None is the processor's own template."""
-
-    max_new_tokens: int = 1024
-    temperature: float = 0.0
-    seed: int = 0
-    conversation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +40,11 @@ class Answerer:
     generation: Generation
     num_patches: int | None = None
 
+    @property
+    def image_token(self) -> str:
+        """What stands for a picture in a prompt."""
+        return self.processor.image_token
+
     def template(self) -> str | None:
         """The chat template in use."""
         name = self.generation.conversation
@@ -73,10 +61,8 @@ class Answerer:
         Raises:
             ValueError: the model's chat template cannot word it; the message names the problem.
         """
-        text, token = ask(problem), self.processor.image_token
-        while token in text:  # again: what is left may join to another
-            text = text.replace(token, "").strip()
-        text = harmless(self.processor, text)
+        token = self.image_token
+        text = harmless(self.processor, leave_out(token, ask(problem)))
         content = [{"type": "image"}] * has_image + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
         hint = "name another with `conversation` (llava_v1, vicuna_v1)"
@@ -150,39 +136,21 @@ def answer_all(
         ValueError: ``output`` holds answers of other settings, or a picture cannot be read.
         RuntimeError: another run writes into ``output``, or memory does not hold a batch.
     """
-    problems = [problem for problem in data.problems if problem.has_image or control is None]
-    prompts = {problem.id: answerer.prompt(problem, problem.has_image and control != "blind") for problem in problems}
-    if said := [problem.id for problem in problems if answerer.processor.image_token in ask(problem)]:
-        warnings.warn(
-            f"{len(said):,} question(s) say {answerer.processor.image_token} in their own text (the first: {said[0]}): "
-            "it is left out, as LLaVA's own evaluation does",
-            stacklevel=2,
-        )
-    asked = digest_texts(*(part for pair in prompts.items() for part in pair))
-    with locked(output) if rank == 0 else nullcontext():
-        if rank == 0:
-            _claim(output, settings | {"control": control, "batch_size": batch_size, "questions": asked})
-            _repair(output)
-        wait()
-        entries = _read_entries(output)
-        wait()
-        pictures = _pictures(data, control, answerer.generation.seed)
-        part = output / f"answers.{rank}.part.jsonl"
+    problems, prompts = word_all(answerer, data, control)
+    settings = settings | {"control": control, "batch_size": batch_size, "questions": digest_prompts(prompts)}
+    with open_log(output, settings, rank, wait) as log:
+        pictures = pictures_under(data, control, answerer.generation.seed)
         for number, batch in enumerate(make_batches(problems, batch_size)):
             if number % num_processes != rank:
                 continue
-            texts = {problem.id: entries[problem.id]["text"] for problem in batch if problem.id in entries}
+            texts = {problem.id: log.texts[problem.id] for problem in batch if problem.id in log.texts}
             if len(texts) < len(batch):
                 new = _answer_batch(answerer, batch, prompts, pictures, number)
-                _append(part, [dict(question_id=id, prompt=prompts[id], text=new[id]) for id in new if id not in texts])
+                log.append(prompts, {id: text for id, text in new.items() if id not in texts})
                 texts = new | texts
             for problem in batch:
                 progress(problem, texts[problem.id])
-        wait()
-        if rank == 0:
-            _merge(output, problems)
-        wait()
-        return {id: entry["text"] for id, entry in _read_entries(output).items()}
+        return log.finish(problems)
 
 
 def _answer_batch(
@@ -210,83 +178,3 @@ def make_batches(problems: Sequence[Problem], size: int) -> Iterator[list[Proble
     order = sorted(range(len(problems)), key=lambda i: (problems[i].has_image, len(ask(problems[i])), i))
     for start in range(0, len(order), size):
         yield [problems[i] for i in order[start : start + size]]
-
-
-def _line(entry: Mapping[str, str]) -> str:
-    """Write one answer as a line of the log."""
-    return json.dumps(entry, ensure_ascii=False) + "\n"
-
-
-def _append(log: Path, entries: Sequence[Mapping[str, str]]) -> None:
-    """Add answers to a log; opened anew each time, so that it is written when this returns."""
-    with writing(log), open(log, "a", encoding="utf-8") as file:
-        file.write("".join(map(_line, entries)))
-
-
-def _logs(output: Path) -> list[Path]:
-    """List what earlier runs left in ``output``."""
-    return [file for file in (output / ANSWERS, *sorted(output.glob("answers.*.part.jsonl"))) if file.is_file()]
-
-
-def _read_entries(output: Path) -> dict[str, dict[str, str]]:
-    """Read all answers in ``output`` by question id."""
-    return {id: entry for file in _logs(output) for id, entry in read_log(file)[0].items()}
-
-
-def _repair(output: Path) -> None:
-    """Cut off the torn last line of a killed run, and take out lines that are no answers: these are asked again."""
-    for file in _logs(output):
-        entries, bad = read_log(file)
-        if bad:
-            warnings.warn(
-                f"{len(bad)} line(s) of {file} are damaged (the first: line {bad[0]}); their questions are asked again",
-                stacklevel=3,
-            )
-        whole = "".join(map(_line, entries.values())).encode()
-        if whole != file.read_bytes():
-            write_bytes(file, whole)
-
-
-def _claim(output: Path, settings: dict[str, Any]) -> None:
-    """Write down what the answers in ``output`` depend on, or check it against what is written there."""
-    file = output / "run.json"
-    settings = json.loads(json.dumps(settings))
-    way_out = "name another `output`, or remove it"
-    if not file.is_file():
-        if kept := _logs(output):
-            raise ValueError(f"{kept[0]} holds answers, but no {file.name} beside it says of which run: {way_out}")
-        write_json(file, settings)
-        return
-    before = read_json(file)
-    if not isinstance(before, dict):
-        raise ValueError(f"{file} is no record of a run, which answers need beside them: {way_out}")
-    if changed := [name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name)]:
-        name = min(changed)
-        raise ValueError(
-            f"{output} holds answers of other settings ({name} was {before.get(name, 'not noted')!r}, now "
-            f"{settings.get(name)!r}): {way_out}"
-        )
-
-
-def _merge(output: Path, problems: Sequence[Problem]) -> None:
-    """Join the parts into one file in the order of the problems."""
-    entries = _read_entries(output)
-    assert all(problem.id in entries for problem in problems), "every question must have been answered"
-    write_bytes(output / ANSWERS, "".join(_line(entries[problem.id]) for problem in problems).encode())
-    for part in output.glob("answers.*.part.jsonl"):
-        part.unlink()
-
-
-def _pictures(data: ScienceQA, control: str | None, seed: int) -> Callable[[Problem], list[Image.Image]]:
-    """Say which pictures a problem is shown under a control."""
-    if control not in (None, *CONTROLS):
-        raise ValueError(f"unknown control {control!r}; known: {', '.join(CONTROLS)}")
-    shown = shuffle_images(data.problems, seed) if control == "shuffled" else {}
-
-    def pictures(problem: Problem) -> list[Image.Image]:
-        if not problem.has_image or control == "blind":
-            return []
-        image = data.load_image(shown.get(problem.id, problem))
-        return [Image.new("RGB", image.size, GREY)] if control == "grey" else [image]
-
-    return pictures
