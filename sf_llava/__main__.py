@@ -12,6 +12,8 @@ COMMANDS = {
     "retrieval": "image-text retrieval of teacher and student",
     "chat": "a page on which a LLaVA answers through both towers",
     "convert": "released SparseFormers and original LLaVAs into directories that load",
+    "publish": "a swapped LLaVA or an encoder as a directory that loads anywhere",
+    "harness-tasks": "task files for lmms-eval, from any questions",
     "benchmark": "speed, memory, multiply-adds",
     "visualize": "pictures of where an encoder looks",
     "swap-table": "what a swap costs the mini LLaVA, and what alignment gives back",
@@ -19,7 +21,7 @@ COMMANDS = {
 }
 USAGE = (
     "usage: sf-llava COMMAND ...\n\nSparseFormer encoders for LLaVA-like models.\n\ncommands:\n"
-    + "".join(f"  {name:12}{text}\n" for name, text in COMMANDS.items())
+    + "".join(f"  {name:14}{text}\n" for name, text in COMMANDS.items())
     + "\nsf-llava COMMAND --help explains a command; without flags most run on the embedded default, offline.\n"
 )
 
