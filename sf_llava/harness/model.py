@@ -1,7 +1,6 @@
 """The model ``sf_llava`` of lmms-eval: a LLaVA, asked through its own tower or through a SparseFormer.
 
-    python -m lmms_eval --model sf_llava --tasks pope --batch_size 8 \\
-        --model_args pretrained=llava-hf/llava-1.5-7b-hf,encoder=runs/sf-l-64,positions_and_bias=True,dtype=fp16
+Its arguments (``model_args``): ``pretrained=LLAVA,encoder=runs/sf-l-64,positions_and_bias=True,dtype=fp16``.
 
 Prompts, pictures, batches and generation are those of ``sf-llava scienceqa``, so that both give the same answers.
 """
@@ -81,7 +80,8 @@ class SparseFormerLlava(lmms):
             placement["quantization_config"] = quantisation_config(bits, **named)
         model, processor = load_llava(pretrained, dtype=dtype, tower=tower, **placement)
         chosen = Tower(ORIGINAL) if encoder is None else Tower(SWAPPED, Path(encoder), positions_and_bias)
-        num_patches = ExitStack().enter_context(tower_in_place(model, processor, chosen))  # for good
+        self._in_place = ExitStack()  # kept, and with it the swap
+        num_patches = self._in_place.enter_context(tower_in_place(model, processor, chosen))
         self._answerer = Answerer(
             model, processor, Generation(conversation=conversation), num_patches if positions_and_bias else None
         )

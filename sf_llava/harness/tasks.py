@@ -1,6 +1,6 @@
 """Task folders for lmms-eval from any questions that ``open_scienceqa`` opens: a description and a table, no network.
 
-    OUT/NAME/NAME.yaml      what lmms-eval reads with --include_path OUT
+    OUT/NAME/NAME.yaml      what lmms-eval reads, with OUT for its include_path
     OUT/NAME/test.parquet   a row a question: id, text as it is asked, image, choices, target, kind
 
 Questions are asked in the words of ``sf-llava scienceqa``, or yes and no in POPE's. The folder may be moved.

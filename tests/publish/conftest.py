@@ -5,10 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+from mini_encoder import write_mini_encoder
 
-from sf_llava.configuration import preset
-from sf_llava.model import SparseFormerModel
 from sf_llava.publish.writing import publish_encoder, publish_llava
 
 CONFIG = {"teacher": "transformers:/home/me/clip", "data": "folder:/home/me/pictures", "steps": 7, "seed": 3}
@@ -26,13 +24,9 @@ RESULTS = {
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Path:
-    """The run of an untrained encoder that moves its RoIs."""
+    """A run of an untrained encoder."""
     path = tmp_path_factory.mktemp("publish") / "run"
-    torch.manual_seed(0)
-    encoder = SparseFormerModel(preset("sf-mini"))
-    for parameter in encoder.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    encoder.save_pretrained(path / "encoder")
+    write_mini_encoder(path / "encoder")
     (path / "config.json").write_text(json.dumps(CONFIG))
     (path / "results.json").write_text(json.dumps(RESULTS))
     return path
