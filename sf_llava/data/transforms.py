@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sf_llava.data.images import to_rgb
+from sf_llava.data.rgb import INTERPOLATIONS, to_rgb
 
 MAX_RESIZED_PIXELS = 2**26
 """Of a strip that would become larger, only what the crop keeps is resized: 1 x 200,000 would fill 40 GB."""
 FILTER_RADIUS = 2  # of the widest of these, in pixels of whichever side is coarser
-INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.original_tokens import load_tokenizer
 from sf_llava.llava.original_towers import PREFIX, NamedTower, describe_tower
-from sf_llava.model.loading import HUB_NAME
+from sf_llava.model.loading import HUB_NAME, forget_code
 from sf_llava.weights.conversion import check_output, write_conversion
 from sf_llava.weights.fit import describe_misfit, some
 from sf_llava.weights.model_directory import check_model_directory, check_no_adapters, read_by_transformers, reason
@@ -104,6 +104,7 @@ def load_llava(
         _check_report(path, report)
         with read_by_transformers(f"the processor in {path}"):
             processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        forget_code(model.config)
         return model.eval(), processor
     found = describe_tower(str(tower or raw["mm_vision_tower"]), str(path), raw.get("image_aspect_ratio") == "pad")
     config = read_config(raw, found)

@@ -142,7 +142,7 @@ def encode_prompts(
     for number, (prompt, pictures) in enumerate(zip(prompts, images, strict=True)):
         if (named := prompt.count(token)) != len(pictures):
             raise ValueError(
-                f"prompt {number} holds {token} {_times(named)} but has {len(pictures)} image(s): write {token} once "
+                f"prompt {number} holds {token} {times(named)} but has {len(pictures)} image(s): write {token} once "
                 "for every image"
             )
     if processor.tokenizer.pad_token is None:
@@ -238,5 +238,6 @@ def count_patches(vision_config: Any) -> int:
     return (image // patch) ** 2
 
 
-def _times(count: int) -> str:
+def times(count: int) -> str:
+    """Say how often: nowhere, once, twice, 3 times."""
     return {0: "nowhere", 1: "once", 2: "twice"}.get(count, f"{count} times")

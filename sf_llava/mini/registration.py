@@ -29,6 +29,9 @@ def register(clip: Path, llava: Path) -> None:
     catalogue.CAPTIONS.register("mini", open_captions, USAGE)
     catalogue.QUESTIONS.register("mini", open_questions, "mini[:N]")
     catalogue.QUESTIONS.register("mini-described", open_described)
+    catalogue.QUESTIONS.register("mini-exists", open_exists, "mini-exists[:N]")
+    catalogue.QUESTIONS.register("mini-relations", open_relations, "mini-relations[:N]")
+    catalogue.QUESTIONS.register("mini-counting", open_counting, "mini-counting[:N]")
     catalogue.EXAMPLES.register("mini", open_examples)
     catalogue.CLASSES.register("mini", open_classes, "mini")
     catalogue.TEACHERS.register("mini", lambda: f"transformers:{made(clip, 'teacher', 'clip')}", "mini")
@@ -102,6 +105,27 @@ def open_described(where: str, split: str) -> "ScienceQA":
     from sf_llava.mini.questions import sets
 
     return sets.open_questions(split, where, described=True)
+
+
+def open_exists(where: str, split: str) -> "ScienceQA":
+    """Ask whether things are in pictures, yes or no."""
+    from sf_llava.mini.questions import suites
+
+    return suites.open_exists(split, where)
+
+
+def open_relations(where: str, split: str) -> "ScienceQA":
+    """Ask where one thing is from another."""
+    from sf_llava.mini.questions import suites
+
+    return suites.open_kind("relation", split, where)
+
+
+def open_counting(where: str, split: str) -> "ScienceQA":
+    """Ask how many there are."""
+    from sf_llava.mini.questions import suites
+
+    return suites.open_kind("count", split, where)
 
 
 def open_examples() -> "list[tuple[str, Image.Image, Problem]]":

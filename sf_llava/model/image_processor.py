@@ -8,13 +8,11 @@ import math
 from typing import Any
 
 import numpy as np
-import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil
 
 from sf_llava.configuration import SparseFormerConfig
-from sf_llava.data.images import to_rgb
-from sf_llava.data.transforms import INTERPOLATIONS
+from sf_llava.data.rgb import INTERPOLATIONS, to_rgb
 
 MAX_RESIZED_PIXELS = 2**26
 
@@ -64,12 +62,4 @@ def make_image_processor(config: SparseFormerConfig) -> SparseFormerImageProcess
         resample=int(INTERPOLATIONS[config.interpolation]),
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
-    )
-
-
-if int(transformers.__version__.split(".")[0]) >= 5:  # beside an older one the llava package prepares the pictures
-    AutoImageProcessor.register(
-        SparseFormerConfig,
-        image_processor_classes={"pil": SparseFormerImageProcessor, "torchvision": SparseFormerImageProcessor},
-        exist_ok=True,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from sf_llava import files
 from sf_llava.configuration import SparseFormerConfig
@@ -94,7 +95,13 @@ def load_encoder(
         # Mapped from a file they lie unaligned: the last bit of every result would depend on the file's layout.
         parameter.data = parameter.data.clone()
     model.config.return_dict = True
+    forget_code(model.config)
     return model.to(device).eval()
+
+
+def forget_code(config: PretrainedConfig) -> None:
+    """Forget that code lay beside a published model: it was not used, and is not saved with the model again."""
+    vars(config).pop("auto_map", None)
 
 
 def check_finite(model: torch.nn.Module, name: str | Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -255,7 +255,3 @@ def _offset_grid(num_points: int) -> Tensor:
     ticks = (torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
-
-
-AutoConfig.register(SparseFormerConfig.model_type, SparseFormerConfig, exist_ok=True)
-AutoModel.register(SparseFormerConfig, SparseFormerModel, exist_ok=True)

@@ -11,7 +11,9 @@ Letters: B images, N latents, P points, Q mixing points, H x W x C feature map (
 """
 
 import functools
+import importlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -26,6 +28,9 @@ PATHS = ("auto", "reference", "op")
 MINIMAL_CAPABILITY = (8, 0)
 FEW_SAMPLES = 8192
 """Below this many, an op costs the CPU more to dispatch (0.1 ms, 0.5 ms with the backward) than it saves."""
+_LIBRARY = re.sub(r"\W", "_", __name__.removesuffix(".ops.sampling"))
+"""Whose ops they are in torch: ``sf_llava``'s, and of every published copy of this file its own."""
+_LAUNCH = f"{__package__}.launch"  # with the kernels; a published copy of this file stands without it
 _path = "auto"
 
 
@@ -111,41 +116,37 @@ def _kernels_fit(features: Tensor, *others: Tensor) -> bool:
 @torch.compiler.assume_constant_result
 def _gpu_fits(index: int) -> bool:
     """Tell whether Triton is there and serves this GPU; ``torch.compile`` takes the answer as it is."""
-    return _has_triton() and torch.cuda.get_device_capability(index) >= MINIMAL_CAPABILITY
+    return _has_kernels() and torch.cuda.get_device_capability(index) >= MINIMAL_CAPABILITY
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _has_kernels() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("triton", _LAUNCH))
 
 
 def _kernels_for(features: Tensor, *others: Tensor) -> ModuleType:
     """Give the module that computes the ops on a CUDA device."""
-    if not _kernels_fit(features, *others):
-        return analytic
-    from sf_llava.ops import launch
-
-    return launch
+    return importlib.import_module(_LAUNCH) if _kernels_fit(features, *others) else analytic
 
 
-@torch.library.custom_op("sf_llava::sample_points", mutates_args=())
+@torch.library.custom_op(f"{_LIBRARY}::sample_points", mutates_args=())
 def _sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
     return analytic.sample_forward(features, rois, offsets)
 
 
-@torch.library.custom_op("sf_llava::sample_points_backward", mutates_args=())
+@torch.library.custom_op(f"{_LIBRARY}::sample_points_backward", mutates_args=())
 def _sample_points_backward(
     grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return analytic.sample_backward(grad, features, rois, offsets)
 
 
-@torch.library.custom_op("sf_llava::sample_and_mix", mutates_args=())
+@torch.library.custom_op(f"{_LIBRARY}::sample_and_mix", mutates_args=())
 def _sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
     return analytic.mix_forward(features, rois, offsets, parameters)
 
 
-@torch.library.custom_op("sf_llava::sample_and_mix_backward", mutates_args=())
+@torch.library.custom_op(f"{_LIBRARY}::sample_and_mix_backward", mutates_args=())
 def _sample_and_mix_backward(
     grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.positions import generate_in_place
-from sf_llava.llava.tokens import encode_prompts, harmless
+from sf_llava.llava.tokens import encode_prompts, harmless, times
 from sf_llava.measure.store import digest_texts, digest_weights
 from sf_llava.scienceqa.answer_log import open_log
 from sf_llava.scienceqa.asking import Generation, digest_prompts, leave_out, pictures_under, word_all
@@ -53,17 +53,26 @@ class Answerer:
         return self.processor.chat_template if name is None else chat_template(name)
 
     def prompt(self, problem: Problem, has_image: bool) -> str:
-        """Word a problem as the model's conversation.
+        """Word a problem as the model's conversation; see :meth:`word`."""
+        return self.word(ask(problem), int(has_image), f"problem {problem.id}")
+
+    def word(self, text: str, num_images: int, what: str) -> str:
+        """Word a question as the model's conversation, its pictures first.
 
         Where its own text says ``<image>``, which would stand for a picture, that is left out, as LLaVA's evaluation
         does; other tokens with a meaning of their own (``</s>``) are written so that they have none.
 
+        Args:
+            text: of the question.
+            num_images: pictures that come with it.
+            what: names the question, for errors.
+
         Raises:
-            ValueError: the model's chat template cannot word it; the message names the problem.
+            ValueError: the model's chat template cannot word it; the message names the question.
         """
         token = self.image_token
-        text = harmless(self.processor, leave_out(token, ask(problem)))
-        content = [{"type": "image"}] * has_image + [{"type": "text", "text": text}]
+        text = harmless(self.processor, leave_out(token, text))
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
         hint = "name another with `conversation` (llava_v1, vicuna_v1)"
         template = self.template()
@@ -72,11 +81,10 @@ class Answerer:
                 messages, chat_template=template, add_generation_prompt=True, tokenize=False
             )
         except Exception as error:  # whatever a template written for other conversations runs into
-            raise ValueError(f"the chat template cannot word problem {problem.id} ({error}): {hint}") from error
-        if text.strip() not in prompt or prompt.count(token) != has_image:
+            raise ValueError(f"the chat template cannot word {what} ({error}): {hint}") from error
+        if text.strip() not in prompt or prompt.count(token) != num_images:
             raise ValueError(
-                f"the chat template does not word problem {problem.id} with its text as it is and {token} "
-                f"{'once' if has_image else 'nowhere'}: {hint}"
+                f"the chat template does not word {what} with its text as it is and {token} {times(num_images)}: {hint}"
             )
         return prompt
 

@@ -5,7 +5,7 @@ id ends in the question's kind: ``mini-test-12-colour``.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
@@ -67,6 +67,19 @@ def open_questions(
     Raises:
         ValueError: unknown split, or no number of questions.
     """
+    problems = [
+        describe_picture(index, split, seed) if described and index % 4 == 0 else draw_problem(index, split, seed)
+        for index in range(read_size(split, size))
+    ]
+    return ScienceQA("mini", split, problems, read_pictures(split, seed))
+
+
+def read_size(split: str, size: str | int) -> int:
+    """Read a number of questions, empty for the default, of a split.
+
+    Raises:
+        ValueError: unknown split, or no number of questions.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the drawn world has {', '.join(SPLITS)}")
     size = DEFAULT_SIZE if size == "" else size
@@ -74,15 +87,16 @@ def open_questions(
         raise ValueError(
             f"no data set 'mini:{size}': expected mini or mini:N with a number of questions, 1 to {MAX_SIZE:,}"
         )
-    problems = [
-        describe_picture(index, split, seed) if described and index % 4 == 0 else draw_problem(index, split, seed)
-        for index in range(int(size))
-    ]
+    return int(size)
+
+
+def read_pictures(split: str, seed: int) -> Callable[[Problem], Image.Image]:
+    """Give what draws the picture of a problem, whose number stands in its id."""
 
     def read_image(problem: Problem) -> Image.Image:
         return Image.fromarray(draw_picture(int(problem.id.split("-")[2]), split, seed).image)
 
-    return ScienceQA("mini", split, problems, read_image)
+    return read_image
 
 
 def _finish(draft: Draft, draws: Draws, id: str, has_image: bool) -> Problem:
