@@ -14,6 +14,7 @@ EXTRAS = {
     "starlette": "demo",
     "uvicorn": "demo",
     "bitsandbytes": "quantisation",
+    "peft": "train",
 }
 """Extras by the module that is imported."""
 

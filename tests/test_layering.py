@@ -20,7 +20,7 @@ RANKS = [
     {"teachers"},
     {"measure", "llava"},
     {"zero_shot", "retrieval", "scienceqa"},
-    {"bootstrap"},
+    {"bootstrap", "tuning"},
     {"experiments", "benchmark", "demo", "mini"},
     {"commands"},
     {"__main__"},
@@ -33,6 +33,7 @@ HOSTS = {
     "timm": {"teachers"},
     "triton": {"ops"},
     "gradio": {"demo", "commands"},
+    "peft": {"tuning"},
 }
 """The only parts of the package that may import a host library."""
 

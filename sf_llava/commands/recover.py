@@ -5,8 +5,10 @@ world):
 
     sf-llava recover
 
-Your LLaVA, an encoder bootstrapped from its CLIP, and data in LLaVA's own form, a list of entries such as {"id": "7",
-"image": "7.jpg", "conversations": [{"from": "human", "value": "<image>\\\\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}:
+Your LLaVA, an encoder bootstrapped from its CLIP, and data in LLaVA's own form, a list of entries such as
+
+    {"id": "7", "image": "7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
+                                                    {"from": "gpt", "value": "A cat."}]}
 
     sf-llava recover path/to/llava runs/sf-l-64 --data llava_v1_5_mix665k.json --images /data --output runs/recovered \\
         --dtype bf16 --micro-batch-size 4 --gradient-checkpointing
@@ -15,10 +17,10 @@ or questions with choices, of which the test split is held out: --data ScienceQA
 --train projector is the cheapest, --train projector+lora (the default) the strongest. Many GPUs: accelerate launch -m
 sf_llava recover ...
 
-Killed and started again it continues from its newest checkpoint, to the same numbers. Expected: a table of the original
-tower, the swap, and the swap recovered, on what was held out: loss and tokens of the answers, and answers that are right
-where questions have choices; DIR/llava, an ordinary LLaVA with adapters merged (load_llava, from_pretrained, sf-llava chat);
-DIR/results.json.
+Killed and started again it continues from its newest checkpoint, to the same numbers. Expected: a table of the
+original tower, the swap, and the swap recovered, on what was held out: loss and tokens of the answers, and answers that
+are right where questions have choices; DIR/llava, an ordinary LLaVA with adapters merged (load_llava, from_pretrained,
+sf-llava chat); DIR/results.json.
 """
 
 import argparse
@@ -51,9 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--micro-batch-size", type=cli.BATCH, metavar="N", help="of a batch, at once in a process (all of its share)"
     )
-    parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="less memory, a third more time"
-    )
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     parser.add_argument("--save-steps", type=cli.POSITIVE_INT, default=100, metavar="N", help="(%(default)s)")
     parser.add_argument("--dtype", type=cli.precision, choices=["fp32", "bf16"], default="fp32", help="(%(default)s)")
     parser.add_argument("--max-new-tokens", type=TOKENS, default=1024, help="of an answer (%(default)s)")
@@ -87,7 +87,9 @@ def main(argv: list[str]) -> None:
     names = vars(arguments)
     steps = {"steps": arguments.steps or 0, "bf16": arguments.dtype == "bf16"}
     recipe = Recipe(**{name: names[name] for name in Recipe.__dataclass_fields__ if name not in steps}, **steps)
-    recovery = Recovery(**{name: names[name] for name in Recovery.__dataclass_fields__ if name != "recipe"}, recipe=recipe)
+    recovery = Recovery(
+        **{name: names[name] for name in Recovery.__dataclass_fields__ if name != "recipe"}, recipe=recipe
+    )
 
     from accelerate import PartialState
 

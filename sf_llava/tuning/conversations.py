@@ -1,7 +1,8 @@
 """What is tuned on: conversations about one picture each, from LLaVA's JSON or from questions of the catalogue.
 
-LLaVA's form is a list of ``{"id": ..., "image": "file.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."},
-{"from": "gpt", "value": "..."}, ...]}``. An entry that cannot be used is left out, counted and named, never repaired.
+LLaVA's form is a list of ``{"id": ..., "image": "file.jpg", "conversations": [...]}`` with turns ``{"from": "human",
+"value": "<image>\\n..."}`` and ``{"from": "gpt", "value": "..."}``. An entry that cannot be used is left out, counted
+and named, never repaired.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from sf_llava.scienceqa.data import ScienceQA, ask, explain, open_scienceqa
 
 IMAGE = "<image>"
 ROLES = ("human", "gpt")
+WITHOUT = "without a picture"
 LARGEST_SHARE, MOST = 10, 500  # held out where no number is named: a tenth of the entries, at most 500
 
 
@@ -81,18 +83,17 @@ def open_data(name: str, images: str | None, split: str, held_out: int | None, s
         return _open_file(Path(name), Path(images), held_out, seed)
     if images is not None:
         raise ValueError(f"`images` is for LLaVA's JSON files: the questions of {name} bring their own pictures")
-    train, test = (_pictured(open_scienceqa(name, part)) for part in ("train", split))
+    everything = open_scienceqa(name, "train")
+    train, test = _pictured(everything), _pictured(open_scienceqa(name, split))
     for data in (train, test):
         if not data.problems:
             raise ValueError(f"no question of {name}, split {data.split}, has a picture: there is nothing to tune on")
     count = min(len(test.problems), MOST) if held_out is None else held_out
     chosen = _draw(len(test.problems), count, seed, f"split {split} of {name}")
     asked = dataclasses.replace(test, problems=[test.problems[index] for index in chosen])
-    text_alone = "without a picture"
-    left_out = [problem.id for problem in open_scienceqa(name, "train").problems if not problem.has_image]
-    return TuningData(
-        name, _converse(train), _converse(asked), asked, {text_alone: left_out} if left_out else {}
-    )
+    text_alone = [problem.id for problem in everything.problems if not problem.has_image]
+    left_out = {WITHOUT: text_alone} if text_alone else {}
+    return TuningData(name, _converse(train), _converse(asked), asked, left_out)
 
 
 def _pictured(data: ScienceQA) -> ScienceQA:
@@ -159,7 +160,7 @@ def _read_entry(entry: Any, number: int, path: Path, images: Path) -> Conversati
     turns = _read_turns(entry["conversations"])
     named, image = "".join(turns).count(IMAGE), entry.get("image")
     if image is None:
-        raise _Unusable("without a picture" if not named else f"{IMAGE} but no picture named")
+        raise _Unusable(WITHOUT if not named else f"{IMAGE} but no picture named")
     if not isinstance(image, str) or named > 1:
         raise _Unusable("more than one picture, or none by its file name")
     if not named:

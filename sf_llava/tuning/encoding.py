@@ -65,7 +65,8 @@ class Encoder:
         messages: list[dict[str, Any]] = []
         spans, whole = [], ""
         for place, turn in enumerate(conversation.turns):
-            content: list[dict[str, str]] = [{"type": "text", "text": harmless(self.processor, turn)}]
+            text = harmless(self.processor, turn)
+            content: list[dict[str, str]] = [{"type": "text", "text": text}]
             if place % 2 == 0:
                 content = [{"type": "image"}, *content] if place == 0 else content
                 messages.append({"role": "user", "content": content})
@@ -73,7 +74,7 @@ class Encoder:
             asked = self._apply(messages, conversation, add_generation_prompt=True)
             messages.append({"role": "assistant", "content": content})
             told = self._apply(messages, conversation).rstrip()
-            if not told.startswith(asked) or not asked.startswith(whole):
+            if not told.startswith(asked) or text.strip() not in told[len(asked) :] or not asked.startswith(whole):
                 raise ValueError(
                     f"the chat template does not word {conversation.id} turn by turn, so its answers cannot be found: "
                     "name another with `conversation` (llava_v1, vicuna_v1)"
@@ -88,15 +89,15 @@ class Encoder:
 
     def _apply(self, messages: list[dict[str, Any]], conversation: Conversation, **options: bool) -> str:
         try:
-            text = self.processor.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, **options
-            )
+            text = self.processor.apply_chat_template(messages, chat_template=self.template, tokenize=False, **options)
         except Exception as error:  # whatever a template written for other conversations runs into
             raise ValueError(
                 f"the chat template cannot word {conversation.id} ({error}): name another with `conversation`"
             ) from error
         if text.count(self.processor.image_token) != 1:
-            raise ValueError(f"the chat template does not write {self.processor.image_token} once for {conversation.id}")
+            raise ValueError(
+                f"the chat template does not write {self.processor.image_token} once for {conversation.id}"
+            )
         return text.replace(self.processor.image_token, self.image_tokens)
 
     def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

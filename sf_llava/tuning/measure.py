@@ -89,15 +89,10 @@ def count_said(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -
     return torch.stack([loss, right.to(loss.dtype), said.sum().to(loss.dtype)]).double().cpu()
 
 
-def accuracy(result: dict[str, Any]) -> float | None:
-    """The accuracy of a result; None where the data have no choices."""
-    return result["score"]["accuracy"] if "score" in result else None
-
-
 def rows_of_table(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[Sequence[object]]]:
     """Word results by tower as a table, the LLaVA's own tower first: header and rows."""
     first = next(iter(results.values()))
-    header, rows = ["tower", "tokens", "held-out loss", "tokens right"], []
+    header, rows = ["tower", "tokens", "held-out loss", "tokens right"], list[Sequence[object]]()
     if "score" in first:
         header += ["answers right", "95 %", "kept"]
     for name, result in results.items():

@@ -1,7 +1,7 @@
 """Tuning with transformers' Trainer and PEFT: the projector as it is, the LLM by LoRA, everything else frozen.
 
-Adapters and the tuned projector lie in Trainer's checkpoints (megabytes, not the LLM), from which a killed run goes on to
-the same numbers.
+Adapters and the tuned projector lie in Trainer's checkpoints (megabytes, not the LLM), from which a killed run goes on
+to the same numbers.
 """
 
 import json
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from sf_llava.extras import require
 from sf_llava.llava.adaptation import linear_modules
@@ -127,6 +127,7 @@ def tune(
         ModuleNotFoundError: peft is not installed.
         ValueError: a batch that cannot be shared among the processes.
     """
+    set_seed(recipe.seed)  # adapters are drawn before Trainer exists
     model = adapt(model, recipe)
     if recipe.gradient_checkpointing:
         model.enable_input_require_grads()
