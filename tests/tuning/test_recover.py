@@ -122,7 +122,22 @@ def test_questions_are_answered_before_and_after_in_bf16(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     SparseFormerModel(preset("sf-mini")).save_pretrained("runs/quickstart/encoder")
-    recover.main(["--data", "mini:64", "--held-out", "6", "--steps", "2", "--batch-size", "8", "--dtype", "bf16", "--max-new-tokens", "40"])
+    recover.main(
+        [
+            "--data",
+            "mini:64",
+            "--held-out",
+            "6",
+            "--steps",
+            "2",
+            "--batch-size",
+            "8",
+            "--dtype",
+            "bf16",
+            "--max-new-tokens",
+            "40",
+        ]
+    )
     out = capsys.readouterr().out
     assert "answers right" in out and "recovered - swapped, all questions" in out
     towers = json.loads((tmp_path / "runs/recover/results.json").read_text())["towers"]
