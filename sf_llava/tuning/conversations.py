@@ -64,7 +64,9 @@ class TuningData:
         return "\n".join(lines)
 
 
-def open_data(name: str, images: str | None, split: str, held_out: int | None, seed: int) -> TuningData:
+def open_data(
+    name: str, images: str | None = None, split: str = "test", held_out: int | None = None, seed: int = 0
+) -> TuningData:
     """Open LLaVA's JSON, or questions by name (``mini:N``, ScienceQA's folder ...), those with a picture.
 
     Args:
