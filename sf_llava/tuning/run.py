@@ -23,7 +23,7 @@ from sf_llava import files
 from sf_llava.devices import choose_device
 from sf_llava.extras import require
 from sf_llava.llava.loading import load_llava
-from sf_llava.llava.swapping import swap
+from sf_llava.llava.swapping import check_fit, find_interface, swap
 from sf_llava.llava.tokens import complete_processor
 from sf_llava.measure.store import digest_texts, digest_weights
 from sf_llava.model.loading import load_encoder
@@ -93,11 +93,13 @@ def recover(recovery: Recovery, callbacks: tuple[TrainerCallback, ...] = ()) -> 
     transformers.utils.logging.disable_progress_bar()
     output, device = Path(recovery.output), choose_device(recovery.device)
     state = PartialState()
+    recovery.recipe.accumulate(state.num_processes)  # or raise now
     data = open_data(recovery.data, recovery.images, recovery.split, recovery.held_out, recovery.recipe.seed)
     if state.is_main_process:
         print(data.describe(), flush=True)
     sparseformer = load_encoder(recovery.encoder, dtype=recovery.dtype)
     model, processor = _load(recovery.llava, recovery)
+    check_fit(sparseformer, model.config, find_interface(model).width)
     settings = _settings(recovery) | {
         "weights": [digest_weights(model), digest_weights(sparseformer)],
         "conversations": _digest(data),

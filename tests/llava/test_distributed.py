@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import two_processes
+from accelerate import FullyShardedDataParallelPlugin
 from tiny_llava import make_encoder, make_llava
 from torch import multiprocessing
 
@@ -39,5 +40,7 @@ def test_a_swapped_llava_names_its_units_as_one_that_was_built_so(llava, process
     record = swap(llava, processor, make_encoder(16))
     assert set(llava._no_split_modules) == set(make_llava(make_encoder(16).config)._no_split_modules)
     assert set(llava._no_split_modules) <= {type(module).__name__ for module in llava.modules()}
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    plugin.set_auto_wrap_policy(llava)  # which raises for a unit that is not there
     restore(record)
     assert llava._no_split_modules == before
