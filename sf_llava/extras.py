@@ -22,6 +22,7 @@ EXTRAS = {
     "onnxruntime": "export",
     "openvino": "export",
     "nncf": "export",
+    "peft": "train",
 }
 """Extras by the module that is imported."""
 

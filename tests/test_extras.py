@@ -60,6 +60,7 @@ def test_what_is_installed_is_not_asked_for(monkeypatch):
         (["retrieval", "--data", "hub:x"], "a data set of the hub needs datasets"),
         (["scienceqa", "run", "--data", "parquet:x"], "reading tables of questions needs datasets"),
         (["scienceqa", "run", "--bits", "4", "--data", "mini:2"], "an LLM in 4 bits needs bitsandbytes"),
+        (["recover"], "recovery needs peft"),
         (["chat"], "the chat needs gradio"),
         (["reproduce"], "the plot of the series needs matplotlib"),
         (["swap-table"], "the plot of the series needs matplotlib"),

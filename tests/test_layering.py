@@ -20,7 +20,7 @@ RANKS = [
     {"teachers"},
     {"measure", "llava", "serving"},
     {"zero_shot", "retrieval", "scienceqa"},
-    {"bootstrap", "export"},
+    {"bootstrap", "export", "tuning"},
     {"experiments", "benchmark", "demo", "mini", "publish", "harness"},
     {"commands"},
     {"__main__"},
@@ -34,6 +34,7 @@ HOSTS = {
     "triton": {"ops"},
     "gradio": {"demo", "commands"},
     "lmms_eval": {"harness"},
+    "peft": {"tuning"},
 }
 """The only parts of the package that may import a host library."""
 

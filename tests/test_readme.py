@@ -10,10 +10,12 @@ import torch
 from llava_fixtures import make_processor
 from PIL import Image
 from tiny_llava import make_encoder, make_llava
+from tuning_fixtures import write_conversations
 
 from sf_llava import load_llava
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+TRAINING = README.parent / "docs" / "training.md"
 YOUR_LLAVA = README.parent / "docs" / "your-llava.md"
 
 
@@ -54,6 +56,19 @@ def test_the_snippets_of_your_llava_run_one_after_the_other(reader):
     assert type(names["model"].model.vision_tower).__name__ == "CLIPVisionModel"
     saved, _ = load_llava("my-llava", dtype="auto")
     assert saved.dtype == torch.float16 and type(saved.model.vision_tower).__name__ == "SparseFormerModel"
+
+
+def test_the_snippets_of_training_run_one_after_the_other(reader, tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed (extra 'train')")
+    write_conversations(tmp_path, 12)
+    names: dict[str, object] = {}
+    snippets = find_snippets(TRAINING)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        exec(snippet, names)
+    assert callable(names["shard"])
+    saved, _ = load_llava("runs/lora/llava")
+    assert type(saved.model.vision_tower).__name__ == "SparseFormerModel"
 
 
 def test_the_swap_stands_in_the_first_lines():

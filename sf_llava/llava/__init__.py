@@ -18,6 +18,8 @@ _MODULES = {
     "swapped": "sf_llava.llava.swapping",
     "Swap": "sf_llava.llava.swapping",
     "generate_in_place": "sf_llava.llava.positions",
+    "linear_modules": "sf_llava.llava.adaptation",
+    "freeze_unused": "sf_llava.llava.adaptation",
     "Reading": "sf_llava.llava.reading",
     "load_llava": "sf_llava.llava.loading",
     "count_patches": "sf_llava.llava.tokens",

@@ -67,6 +67,7 @@ class Swap:
     image_seq_length: int
     processor_fields: dict[str, Any]
     tower_marks: dict[str, tuple[int, int]]
+    units: list[Any]
 
     @property
     def num_patches(self) -> int:
@@ -117,6 +118,7 @@ def swap(
         image_seq_length=model.config.image_seq_length,
         processor_fields={name: getattr(processor, name) for name in PROCESSOR_FIELDS},
         tower_marks=_mark(old_tower),
+        units=[part._no_split_modules for part in (model, model.model)],
     )
     strategy = model.config.vision_feature_select_strategy
     encoder.to(interface.device)
@@ -126,6 +128,7 @@ def swap(
     model.config.vision_config = copy.deepcopy(encoder.config)
     model.config.image_seq_length = count_image_tokens(encoder.config, strategy)
     fit_processor(processor, images, encoder.config, strategy)
+    _declare_units(model, old_tower, encoder)
     assert _mark(model, excluded=encoder) == others, "the swap touched weights outside the vision tower"
     return record
 
@@ -168,6 +171,8 @@ def restore(record: Swap) -> None:
     model.model.vision_tower = record.tower
     model.config.vision_config = record.vision_config
     model.config.image_seq_length = record.image_seq_length
+    for part, units in zip((model, model.model), record.units, strict=True):
+        part._no_split_modules = units
     for name, value in record.processor_fields.items():
         setattr(processor, name, value)
 
@@ -230,6 +235,13 @@ def _fetch_encoder(encoder: Any, dtype: torch.dtype) -> SparseFormerModel:
 def _cast(encoder: SparseFormerModel, dtype: torch.dtype) -> SparseFormerModel:
     """Give the encoder in ``dtype``, geometry in float32: itself, or a copy, so that the original loses no digit."""
     return encoder if encoder.dtype == dtype else copy.deepcopy(encoder).to(dtype)
+
+
+def _declare_units(model: LlavaForConditionalGeneration, old: nn.Module, new: nn.Module) -> None:
+    """Tell what stays whole when the model is sharded, as transformers does when a model is built with its tower."""
+    gone, come = (set(getattr(tower, "_no_split_modules", None) or ()) for tower in (old, new))
+    for part in (model, model.model):
+        part._no_split_modules = (set(part._no_split_modules or ()) - gone) | come
 
 
 def _check_in_place(tower: nn.Module, encoder: SparseFormerModel) -> None:

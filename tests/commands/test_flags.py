@@ -12,7 +12,7 @@ OWN = {
     "batch-size": {"scienceqa run", "benchmark ops", "benchmark encoder"},  # by the model; several at once
     "conversation": {"convert llava"},  # has no model whose own there is
     "device": {"reproduce", "swap-table"},  # train, on what accelerate chooses
-    "dtype": {"reproduce", "publish"},  # keeps what the weights were saved in
+    "dtype": {"reproduce", "publish", "recover"},  # keeps what the weights were saved in; those that can be trained in
     "seed": {"reproduce", "visualize"},  # the first one; which pictures
     "teacher": {"reproduce", "visualize"},  # what is trained for, or nothing
     "model": {"swap-table"},

@@ -1,0 +1,197 @@
+"""Tuning with transformers' Trainer and PEFT: the projector as it is, the LLM by LoRA, everything else frozen.
+
+Adapters and the tuned projector lie in Trainer's checkpoints (megabytes, not the LLM), from which a killed run goes on
+to the same numbers.
+"""
+
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from sf_llava.extras import require
+from sf_llava.llava.adaptation import linear_modules
+from sf_llava.tuning.conversations import Conversation
+from sf_llava.tuning.encoding import Encoded, Encoder
+
+TRAINED = ("projector", "lora", "projector+lora")
+PROJECTOR = "multi_modal_projector"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers of a tuning.
+
+    Attributes:
+        train: ``projector`` (all its weights), ``lora`` (on the LLM's linear layers) or both.
+        steps: optimiser steps; 0 for one pass over the data.
+        batch_size: conversations a step, of all processes together.
+        micro_batch_size: conversations at once in a process; None: as many as its share.
+        lr: highest learning rate; cosine, after 3 % of warm-up.
+        rank: of LoRA; alpha is twice that.
+        gradient_checkpointing: compute activations twice and keep few.
+        save_steps: steps between checkpoints.
+        seed: of order and adapters.
+        workers: processes that decode.
+        bf16: autocast, adapters and projector in float32.
+    """
+
+    train: str = "projector+lora"
+    steps: int = 0
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    lr: float = 2e-4
+    rank: int = 64
+    gradient_checkpointing: bool = False
+    save_steps: int = 100
+    seed: int = 0
+    workers: int = 0
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.train not in TRAINED:
+            raise ValueError(f"unknown `train` {self.train!r}: expected {', '.join(TRAINED)}")
+
+    def accumulate(self, num_processes: int) -> tuple[int, int]:
+        """Say how many conversations a process takes at once, and how often it does so in a step.
+
+        Raises:
+            ValueError: the batch cannot be shared so.
+        """
+        share, rest = divmod(self.batch_size, num_processes)
+        at_once = self.micro_batch_size or share
+        if rest or not share or share % at_once:
+            raise ValueError(
+                f"`batch_size` {self.batch_size} is no multiple of {num_processes} process(es) times "
+                f"`micro_batch_size` {at_once}"
+            )
+        return at_once, share // at_once
+
+
+def adapt(model: LlavaForConditionalGeneration, recipe: Recipe) -> Any:
+    """Put PEFT's wrapper around a LLaVA: what ``recipe.train`` names is trained, all else frozen.
+
+    Returns:
+        A ``PeftModel``; ``merge_and_unload()`` gives the LLaVA back, tuned.
+
+    Raises:
+        ModuleNotFoundError: peft is not installed.
+    """
+    require("recovery", "peft")
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    projector, lora = "projector" in recipe.train, "lora" in recipe.train
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules=linear_modules(model, ["llm"]) if lora else DUMMY_TARGET_MODULES,
+        modules_to_save=[PROJECTOR] if projector else None,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about names that PEFT uses
+        return get_peft_model(model, config)
+
+
+def tune(
+    model: LlavaForConditionalGeneration,
+    encoder: Encoder,
+    conversations: Sequence[Conversation],
+    recipe: Recipe,
+    checkpoints: Path,
+    on_cpu: bool,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
+    """Tune a LLaVA on conversations, from the newest checkpoint if there is one.
+
+    Args:
+        model: with the tower in place; its weights change.
+        encoder: of its processor.
+        conversations: what is tuned on.
+        recipe: the numbers.
+        checkpoints: directory of Trainer's checkpoints.
+        on_cpu: leave a GPU alone.
+        callbacks: Trainer's, beside its own.
+
+    Returns:
+        The LLaVA, adapters merged, in eval mode; and ``steps``, ``seconds`` of this process, ``trained`` (weights), and
+        ``log``, what Trainer noted.
+
+    Raises:
+        ModuleNotFoundError: peft is not installed.
+        ValueError: a batch that cannot be shared among the processes.
+    """
+    set_seed(recipe.seed)  # adapters are drawn before Trainer exists
+    model = adapt(model, recipe)
+    if recipe.gradient_checkpointing:
+        model.enable_input_require_grads()
+    arguments = make_arguments(recipe, len(conversations), checkpoints, on_cpu)
+    trainer = Trainer(
+        model,
+        arguments,
+        data_collator=encoder.collate,
+        train_dataset=Encoded(conversations, encoder),
+        callbacks=list(callbacks),
+    )
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=find_checkpoint(checkpoints))
+    seconds = time.monotonic() - start
+    log = trainer.state.log_history
+    told = {"steps": trainer.state.global_step, "seconds": seconds, "trained": trained, "log": log}
+    return model.merge_and_unload().eval(), told
+
+
+def make_arguments(recipe: Recipe, total: int, checkpoints: Path, on_cpu: bool) -> TrainingArguments:
+    """Word a recipe for Trainer.
+
+    Raises:
+        ValueError: a batch that cannot be shared among the processes.
+    """
+    options: dict[str, Any] = dict(
+        output_dir=str(checkpoints),
+        learning_rate=recipe.lr,
+        lr_scheduler_type="cosine",
+        seed=recipe.seed,
+        bf16=recipe.bf16,
+        use_cpu=on_cpu,
+        ddp_find_unused_parameters=False,
+        save_steps=recipe.save_steps,
+        save_total_limit=2,
+        logging_steps=10,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_num_workers=recipe.workers,
+        report_to="none",
+    )
+    if recipe.gradient_checkpointing:
+        known = TrainingArguments.__dataclass_fields__  # transformers from 5.24, and before
+        name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
+        options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    at_once, times = recipe.accumulate(TrainingArguments(**options).world_size)
+    steps = recipe.steps or -(-total // recipe.batch_size)
+    return TrainingArguments(
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=times,
+        max_steps=steps,
+        warmup_steps=-(-3 * steps // 100),
+        **options,
+    )
+
+
+def find_checkpoint(checkpoints: Path) -> str | None:
+    """Find the newest whole checkpoint; those that a kill cut off, which lack the state written last, are removed."""
+    whole: dict[int, Path] = {}
+    for path in checkpoints.glob("checkpoint-*"):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            whole[state["global_step"]] = path
+        except (OSError, ValueError, KeyError, TypeError):
+            shutil.rmtree(path, ignore_errors=True)
+    return str(whole[max(whole)]) if whole else None
