@@ -114,7 +114,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     exported = commands.add_parser("export", parents=[output, pairs], help="exported files beside eager PyTorch")
     cli.add_flags(exported, "seed")
     exported.add_argument("--repeats", type=REPEATS, default=10, help="repetitions after the warm-up")
-    exported.add_argument("--batch-size", type=cli.BATCH, nargs="+", default=[1, 8], metavar="N", help="images (1 8)")
+    exported.add_argument(
+        "--batch-size", type=cli.BATCH, nargs="+", default=[1, 8], metavar="N", help="images at once (1 8)"
+    )
     exported.add_argument("--encoder", metavar="DIR", help="a mini encoder, whose scores are measured too")
     exported.add_argument("--questions", type=cli.POSITIVE_INT, default=600, metavar="N", help="of the LLaVA (600)")
     step = commands.add_parser("bootstrap", parents=[output, device, timed, pairs], help="one training step in parts")

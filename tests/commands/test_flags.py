@@ -9,7 +9,12 @@ from sf_llava import cli
 from sf_llava.__main__ import COMMANDS
 
 OWN = {
-    "batch-size": {"scienceqa run", "benchmark ops", "benchmark encoder"},  # by the model; several at once
+    "batch-size": {
+        "scienceqa run",
+        "benchmark ops",
+        "benchmark encoder",
+        "benchmark export",
+    },  # by the model; several at once
     "conversation": {"convert llava"},  # has no model whose own there is
     "device": {"reproduce", "swap-table"},  # train, on what accelerate chooses
     "dtype": {"reproduce", "publish", "recover"},  # keeps what the weights were saved in; those that can be trained in
