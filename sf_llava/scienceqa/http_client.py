@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 PATIENCE = 300.0
-"""Seconds that a server may be away."""
+"""Seconds that a server may be away; an error of its own (500), which seldom passes, is waited out for a tenth."""
 SLOWEST = 3600.0
 """Seconds that one answer may take."""
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -35,24 +35,18 @@ class RefusedError(ValueError):
         self.status = status
 
 
-def _tell(line: str) -> None:
-    """Say a line beside a progress bar."""
-    tqdm.write(line, file=sys.stderr)
-
-
 class HttpClient:
     """Asks one server.
 
     Args:
         url: ``http://HOST:PORT``, with or without ``/v1``.
         patience: seconds that the server may be away before a request gives up.
-        tell: takes the line that is said where the server is away.
 
     Raises:
         ValueError: ``url`` is none.
     """
 
-    def __init__(self, url: str, patience: float = PATIENCE, tell: Callable[[str], None] = _tell) -> None:
+    def __init__(self, url: str, patience: float = PATIENCE) -> None:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname, parts.port
@@ -63,7 +57,6 @@ class HttpClient:
         self._path = parts.path.rstrip("/").removesuffix("/v1")
         self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
         self.patience = patience
-        self._tell = tell
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._port = host, port
         self._mine = threading.local()
@@ -87,7 +80,7 @@ class HttpClient:
             RefusedError: the server refuses it.
             RuntimeError: the server was away for longer than ``patience``.
         """
-        give_up = None
+        since = None
         for attempt in itertools.count():
             try:
                 if attempt:
@@ -96,24 +89,26 @@ class HttpClient:
             except RefusedError as error:
                 if error.status not in BUSY:
                     raise
-                problem = str(error)
+                problem, patience = str(error), self.patience / (10 if error.status == 500 else 1)
             except (OSError, http.client.HTTPException) as error:
                 problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                patience = self.patience
             now = time.monotonic()
-            give_up = give_up or now + self.patience
-            if now >= give_up or self._ending.is_set():
+            since = since or now
+            if now >= since + patience or self._ending.is_set():
                 raise RuntimeError(
-                    f"the server at {self.url} has not answered for {self.patience:,.0f} seconds ({problem}): start it "
+                    f"the server at {self.url} has not answered for {patience:,.0f} seconds ({problem}): start it "
                     "again, and the same command goes on with the rest"
                 )
             if attempt:  # once is nothing: servers close connections that were idle
                 if now > self._told + self.patience:
                     self._told = now
-                    self._tell(
+                    tqdm.write(  # beside a progress bar
                         f"note: the server at {self.url} does not answer ({problem}): waiting up to "
-                        f"{self.patience:,.0f} seconds"
+                        f"{patience:,.0f} seconds",
+                        file=sys.stderr,
                     )
-                self._ending.wait(min(2.0 ** min(attempt - 1, 3), give_up - now))
+                self._ending.wait(min(2.0 ** min(attempt - 1, 3), since + patience - now))
 
     def ask_once(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Send a request once; like :meth:`ask`, but an absent server is an OSError or HTTPException."""

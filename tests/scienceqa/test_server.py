@@ -141,6 +141,18 @@ def test_a_server_that_stays_away_is_one_sentence_and_the_next_run_asks_the_rest
     assert {line["question_id"]: line["text"] for line in kept}.items() <= texts.items()
 
 
+def test_a_server_that_is_down_at_the_start_is_waited_for(capsys):
+    stub = Stub()
+    stub.stop()
+    with pytest.raises(RuntimeError, match=r"has not answered for 1 seconds \(Connection refused\): start it again"):
+        connect(stub, patience=1.0)
+    assert "does not answer (Connection refused): waiting up to 1 seconds" in capsys.readouterr().err
+    later = []
+    threading.Timer(0.5, lambda: later.append(Stub(stub.port))).start()
+    assert connect(stub, patience=20).identity["model"] == "tiny"
+    later[0].stop()
+
+
 def test_errors_of_a_busy_server_are_waited_out(stub, data, tmp_path):
     stub.mishap = lambda number: (503, {"error": {"message": "starting"}}) if number in (2, 3) else None
     assert len(ask_server(connect(stub), data, tmp_path, {}, concurrency=2)) == 11
@@ -150,7 +162,7 @@ def test_errors_of_a_busy_server_are_waited_out(stub, data, tmp_path):
 def test_errors_that_stay_name_the_problem_and_what_the_server_says(stub, data, tmp_path):
     stub.mishap = lambda number: (500, "Internal Server Error")
     with pytest.raises(RuntimeError, match=r"^problem 100: .* \(500: Internal Server Error\)"):
-        ask_server(connect(stub, patience=0.3), data, tmp_path, {}, concurrency=1)
+        ask_server(connect(stub, patience=3.0), data, tmp_path, {}, concurrency=1)
 
 
 def test_a_refused_question_is_one_sentence_after_the_others_are_kept(stub, data, tmp_path):
