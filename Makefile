@@ -16,6 +16,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 UV := $(VENV)/bin/uv
+LOCKED := --constraint requirements.lock --editable ".[dev]"
 
 # Environments at both ends of the ranges that pyproject.toml admits.
 OLDEST := .venv-oldest
@@ -87,7 +88,9 @@ lint: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
+	$(UV) pip install --quiet --python $(VENV)/bin/python $(LOCKED) || \
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check $(LOCKED)  # where only pip knows the index
 	touch $(INSTALLED)
 
 $(OLDEST)/.installed: $(INSTALLED) requirements-oldest.lock

@@ -10,12 +10,13 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
+TRACKERS = ("wandb", "mlflow", "trackio")  # one service or another: the development environment has none of them
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def _requirements() -> list[Requirement]:
-    listed = PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
-    found = [Requirement(line) for line in listed]
+    extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in TRACKERS}
+    found = [Requirement(line) for lines in (PROJECT["dependencies"], *extras.values()) for line in lines]
     return [requirement for requirement in found if canonicalize_name(requirement.name) != "sf-llava"]
 
 

@@ -1,7 +1,8 @@
 """One bootstrap from its configuration: load, inherit, train, save, measure."""
 
 import resource
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
 from sf_llava.zero_shot.run import evaluate_zero_shot
 
+GO_ON = "the same command with `resume` goes on from the newest checkpoint"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,7 +55,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
         run.check(config.to_dict(), running.resume, RUN_TIME_FIELDS)
         return run.read_results()
     accelerator = make_accelerator(running)
-    with files.locked(run.path) if accelerator.is_main_process else nullcontext():
+    with _lost_process_explained(), files.locked(run.path) if accelerator.is_main_process else nullcontext():
         settings = config.to_dict() | describe_machine(accelerator)
         changes = run.check(settings, running.resume, RUN_TIME_FIELDS, CHANGEABLE_FIELDS)
         accelerator.wait_for_everyone()
@@ -124,7 +126,6 @@ def _bootstrap(
 
 def _train(trainer: Trainer) -> None:
     """Train to the end; of what the machine may lack on the way, say how to go on."""
-    go_on = "the same command with `resume` goes on from the newest checkpoint"
     try:
         trainer.train()
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -135,14 +136,32 @@ def _train(trainer: Trainer) -> None:
         ) from error
     except (OSError, RuntimeError) as error:
         if isinstance(error, LoadingError):
-            raise RuntimeError(f"{error}; {go_on}") from error
-        if "DataLoader worker" in str(error):  # raised wherever this process was when a data process died
-            raise RuntimeError(
-                f"a data loading process ended ({error}), perhaps for want of memory: lower `workers`; {go_on}"
-            ) from error
+            raise RuntimeError(f"{error}; {GO_ON}") from error
         if isinstance(error, OSError):
-            raise OSError(f"{error}; {go_on}") from error
+            raise OSError(f"{error}; {GO_ON}") from error
         raise
+
+
+@contextmanager
+def _lost_process_explained() -> Iterator[None]:
+    """Say how to go on where a data loading process has died: torch raises wherever this process is at that moment."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        causes = list(_causes(error))
+        lost = [cause for cause in causes if str(cause).startswith("DataLoader worker")]
+        if not lost or any(isinstance(cause, LoadingError) for cause in causes):  # which says it better
+            raise
+        raise RuntimeError(
+            f"a data loading process ended ({lost[0]}), perhaps for want of memory: lower `workers`; {GO_ON}"
+        ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an error and those that it was raised for, as where a file was being written."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def describe_machine(accelerator: Accelerator) -> dict[str, Any]:

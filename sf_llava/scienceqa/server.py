@@ -51,7 +51,7 @@ class Server:
         self, url: str, generation: Generation, model: str | None = None, *, patience: float = PATIENCE
     ) -> None:
         if generation.conversation is not None:
-            raise ValueError("`conversation` is the server's: start it with the chat template (vllm: --chat-template)")
+            raise ValueError("`conversation` is the server's: start the server with that chat template")
         self.client = HttpClient(url, patience)
         self.generation = generation
         self.identity = self._identify(self.client.ask, model)

@@ -16,6 +16,7 @@ from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.data import loading
+from sf_llava.files import writing
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ODD = ["nan", "inf", "-1", "1e999", "", "x"]
@@ -102,6 +103,16 @@ def test_a_data_process_that_stands_still_or_dies_ends_the_run_in_a_sentence(wor
         bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run", workers=1)))
     assert time.monotonic() - begun < 60
     assert not multiprocessing.active_children()
+
+
+def test_a_data_process_that_dies_at_any_moment_is_told_so(world, tmp_path, monkeypatch):
+    def die(trainer):  # torch raises from a signal's handler, wherever this process is
+        with writing(tmp_path / "checkpoint"):
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("sf_llava.bootstrap.run._train", die)
+    with pytest.raises(RuntimeError, match=r"a data loading process ended \(.*Killed.*\).*`workers`.*`resume`"):
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run")))
 
 
 def test_more_pixels_than_memory_are_refused(world, tmp_path):

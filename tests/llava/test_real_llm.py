@@ -9,6 +9,8 @@ from transformers import Trainer, TrainingArguments
 from tuning_fixtures import LR, make_conversations, make_rows, mean_loss
 
 from sf_llava import SparseFormerModel, freeze_unused, linear_modules, load_llava, preset, swap
+from sf_llava.export import formats
+from sf_llava.export.features import ImageFeatures
 from sf_llava.tuning.encoding import Encoder
 
 peft = pytest.importorskip("peft", reason="peft is not installed (extra 'train')")
@@ -89,3 +91,16 @@ def test_trainer_and_peft_give_the_losses_of_a_loop_by_hand(smollm2, tmp_path):
         assert (again(**inputs).logits - logits).abs().max() == 0.0
         merged = model.merge_and_unload()(**inputs).logits
     assert (merged - logits).abs().max() < 1e-4 * logits.abs().max()
+
+
+@pytest.mark.slow
+def test_an_exported_encoder_with_the_projector_gives_what_the_llm_reads(smollm2, tmp_path):
+    pytest.importorskip("onnxruntime", reason="runs ONNX files")
+    model, _ = smollm2
+    features = ImageFeatures.of_llava(model, model.model.vision_tower).eval()
+    with torch.no_grad():
+        formats.write(features, "onnx", tmp_path, 64, features.output_name)
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    read = torch.stack(list(model.get_image_features(pixels).pooler_output)).detach()
+    assert read.shape == (3, 16, model.config.text_config.hidden_size)
+    assert (formats.open_file("onnx", tmp_path)(pixels) - read).abs().max() < 1e-4 * max(1, read.abs().max())
