@@ -26,6 +26,7 @@ def open_page(served, browser):
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(served.local_url, timeout=WAIT)
         page.wait_for_selector("#chat .example", timeout=WAIT)
+        page.wait_for_selector("#message textarea", timeout=WAIT)
         return page
 
     yield open_page
