@@ -140,6 +140,12 @@ FLAGS: dict[str, dict[str, Any]] = {
     ),
     "threads": dict(type=THREADS_OR_AUTO, default=0, metavar="N", help="of the CPU; 0: torch's choice (%(default)s)"),
     "batch-size": dict(type=BATCH, metavar="N", help="images at once (%(default)s)"),
+    "max-new-tokens": dict(
+        type=Number(int, 1, 2**20),
+        default=1024,
+        metavar="N",
+        help="of an answer; ScienceQA's run to 3,500 letters (%(default)s)",
+    ),
     "seed": dict(type=SEED, default=0, metavar="N", help="of all that is drawn at random (%(default)s)"),
     "limit": dict(type=POSITIVE_INT, metavar="N", help="ask about N of the data alone, drawn by --seed (default: all)"),
     "model": dict(

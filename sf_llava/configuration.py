@@ -145,6 +145,11 @@ class SparseFormerConfig(PretrainedConfig):
             raise ValueError(f"image_std must be positive, not {list(self.image_std)}: pixels are divided by it")
         super().__init__(**kwargs)
 
+    @property
+    def hidden_state_layers(self) -> range:
+        """Numbers of the hidden states that can be asked for: the cortex input is 0, and -1 the last block's output."""
+        return range(-self.num_hidden_layers - 1, self.num_hidden_layers + 1)
+
     def _check(self) -> None:
         for name, (lowest, highest) in _COUNT_RANGES.items():
             value = getattr(self, name)

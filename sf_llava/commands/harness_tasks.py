@@ -27,9 +27,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="split (%(default)s)")
     parser.add_argument("--name", help="of the task (default: DATA with underscores)")
     parser.add_argument("--yes-no", action="store_true", help="ask for the word yes or no, not for an option's letter")
-    parser.add_argument(
-        "--max-new-tokens", type=cli.Number(int, 1, 2**20), default=1024, metavar="N", help="(%(default)s)"
-    )
+    cli.add_flags(parser, "max-new-tokens")
     return cli.parse(parser, argv)
 
 

@@ -28,11 +28,10 @@ from contextlib import nullcontext
 
 from sf_llava import cli
 from sf_llava.catalogue import QUICKSTART
+from sf_llava.tuning.recipe import TRAINED, Recipe
 
 MINI = "mini"
 RANK = cli.Number(int, 1, 4096)
-TOKENS = cli.Number(int, 1, 2**20)
-TRAINED = ("projector", "lora", "projector+lora")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -56,8 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     parser.add_argument("--save-steps", type=cli.POSITIVE_INT, default=100, metavar="N", help="(%(default)s)")
     parser.add_argument("--dtype", type=cli.precision, choices=["fp32", "bf16"], default="fp32", help="(%(default)s)")
-    parser.add_argument("--max-new-tokens", type=TOKENS, default=1024, help="of an answer (%(default)s)")
-    cli.add_flags(parser, "batch-size", "tower", "conversation", "device", batch_size=32)
+    cli.add_flags(parser, "max-new-tokens", "batch-size", "tower", "conversation", "device", batch_size=32)
     cli.add_flags(parser, "output", "seed", "workers", output="runs/recover")
     arguments = cli.parse(parser, argv)
     if arguments.llava == MINI:
@@ -80,7 +78,6 @@ def main(argv: list[str]) -> None:
     from sf_llava.files import locked
     from sf_llava.model.loading import find_encoder
     from sf_llava.tuning.run import Recovery, recover
-    from sf_llava.tuning.training import Recipe
 
     find_encoder(arguments.encoder)
     choose_device(arguments.device)

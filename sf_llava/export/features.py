@@ -39,12 +39,12 @@ class ImageFeatures(nn.Module):
         projector: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        num_states = encoder.config.num_hidden_layers + 1
+        known = encoder.config.hidden_state_layers
         for layer in layers:
-            if not -num_states <= layer < num_states:
+            if layer not in known:
                 raise ValueError(
-                    f"`layer` {layer}: the encoder has hidden states {-num_states} to {num_states - 1} (its cortex "
-                    f"input and {num_states - 1} blocks); LLaVA reads -2"
+                    f"`layer` {layer}: the encoder has hidden states {known[0]} to {known[-1]} (its cortex input and "
+                    f"{known[-1]} blocks); LLaVA reads -2"
                 )
         self.encoder, self.layers, self.keep_cls, self.projector = encoder, list(layers), keep_cls, projector
 

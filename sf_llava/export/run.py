@@ -14,7 +14,7 @@ from sf_llava.export.features import ImageFeatures
 from sf_llava.llava.loading import load_llava
 from sf_llava.measure.store import digest_weights
 from sf_llava.model import SparseFormerModel
-from sf_llava.model.image_processor import make_image_processor
+from sf_llava.model.image_processor import SparseFormerImageProcessor, make_image_processor
 from sf_llava.model.loading import load_encoder
 
 RECORD = "export.json"
@@ -54,13 +54,22 @@ def export(
     files.require_writable(output)
     model = load_encoder(encoder)
     features = make_features(model, layer, llava)
-    processor, pixels = make_image_processor(model.config), read_pixels(model, images)
+    processor = make_image_processor(model.config)
+    pixels = read_pixels(processor, images)
+    with torch.no_grad():
+        shape = list(features(pixels[:1]).shape[1:])
     record: dict[str, Any] = {
         "format": kind,
         "file": formats.FILES[kind],
         "weights": "int8" if int8 else "fp32",
         "input": {"name": formats.INPUT, "shape": ["batch", *pixels.shape[1:]], "dtype": "float32"},
-        "output": {"name": features.output_name, "layers": features.layers, "cls": features.keep_cls},
+        "output": {
+            "name": features.output_name,
+            "shape": ["batch", *shape],
+            "dtype": "float32",
+            "layers": features.layers,
+            "cls": features.keep_cls,
+        },
         "encoder": {"name": str(encoder), "weights": digest_weights(model), "config": model.config.to_dict()},
         "projector": features.projector and {"llava": llava, "weights": digest_weights(features.projector)},
         "versions": {"sf_llava": __version__, "torch": torch.__version__},
@@ -71,12 +80,10 @@ def export(
         formats.write(features, kind, folder, model.config.image_size, features.output_name, int8)
         found.append(compare(features, formats.open_file(kind, folder), pixels))
         found[0].require(int8)
-        shape = list(features(pixels[:1]).shape[1:])
-        record["output"] |= {"shape": ["batch", *shape], "dtype": "float32"}
         files.write_json(folder / RECORD, record | {"check": found[0].to_dict()})
         processor.save_pretrained(folder)
 
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         files.write_directory(output, fill)
     return files.read_json_object(output / RECORD), found[0]
 
@@ -89,14 +96,14 @@ def make_features(model: SparseFormerModel, layer: int | None, llava: str | None
     """
     if llava is None:
         return ImageFeatures(model, [] if layer is None else [layer]).eval()
-    host = load_llava(llava, dtype="fp32")[0]
-    features = ImageFeatures.of_llava(host, model).eval()
+    host = load_llava(llava, dtype="auto")[0]  # of which the projector alone is kept, and in float32
+    features = ImageFeatures.of_llava(host, model).float().eval()
     if layer is not None and features.layers != [layer]:
         raise ValueError(f"`layer` {layer}: the projector of {llava} was trained on {features.layers}: leave it out")
     return features
 
 
-def read_pixels(model: SparseFormerModel, images: ImageSource) -> Tensor:
+def read_pixels(processor: SparseFormerImageProcessor, images: ImageSource) -> Tensor:
     """Read as many pictures as a check shows, (B, 3, S, S), over the whole of ``images``.
 
     Raises:
@@ -106,4 +113,4 @@ def read_pixels(model: SparseFormerModel, images: ImageSource) -> Tensor:
     if not count:
         raise ValueError("`images` holds no picture: the file is checked on some")
     pictures = [images.load(place * len(images) // count) for place in range(count)]
-    return make_image_processor(model.config)(pictures, return_tensors="pt")["pixel_values"]
+    return processor(pictures, return_tensors="pt")["pixel_values"]

@@ -213,12 +213,12 @@ def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
             f"(hidden_size {encoder.config.hidden_size}, {len(layers)} layer(s)): bootstrap an encoder from the CLIP "
             "that this LLaVA was trained with"
         )
-    num_states = encoder.config.num_hidden_layers + 1
+    known = encoder.config.hidden_state_layers
     for layer in layers:
-        if not -num_states <= layer < num_states:
+        if layer not in known:
             raise ValueError(
-                f"the model reads hidden state {layer} of its vision tower but the encoder has {num_states} "
-                f"(its input and {num_states - 1} layers)"
+                f"the model reads hidden state {layer} of its vision tower but the encoder has {known.stop} "
+                f"(its input and {known[-1]} layers)"
             )
 
 

@@ -46,18 +46,18 @@ def measure(
     state, file = PartialState(), output / f"{name}.json"
     if file.exists():
         return files.read_json_object(file)
-    rows = Encoded(data.held_out, encoder)
+    rows, quiet = Encoded(data.held_out, encoder), None if state.is_main_process else True  # None: without a terminal
     sums = torch.zeros(3, dtype=torch.float64)  # loss, right tokens, tokens
     starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
-    for start in tqdm(starts, desc=f"{name}, loss", unit="batch", disable=None if state.is_main_process else True):
+    for start in tqdm(starts, desc=f"{name}, loss", unit="batch", disable=quiet):
         batch = encoder.collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
         sums += count_said(model, batch)
     loss, right, total = reduce(sums.to(state.device, torch.float32), "sum").tolist()
     count = encoder.image_tokens.count(encoder.processor.image_token)
     result: dict[str, Any] = {"tokens": count, "loss": loss / total, "token_accuracy": right / total}
     if data.questions is not None:
-        bar = tqdm(desc=name, total=len(data.questions.problems), unit="question", disable=None)
-        with bar:
+        total = -(-len(data.questions.problems) // state.num_processes)
+        with tqdm(desc=name, total=total, unit="question", disable=quiet) as bar:
             texts = answer_all(
                 Answerer(model, encoder.processor, generation),
                 data.questions,

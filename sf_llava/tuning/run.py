@@ -32,7 +32,8 @@ from sf_llava.scienceqa.run import Generation
 from sf_llava.tuning.conversations import TuningData, open_data
 from sf_llava.tuning.encoding import Encoder
 from sf_llava.tuning.measure import measure
-from sf_llava.tuning.training import Recipe, tune
+from sf_llava.tuning.recipe import Recipe
+from sf_llava.tuning.training import tune
 
 DTYPES = ("fp32", "bf16")
 MAY_CHANGE = ("device", "output", "micro_batch_size", "gradient_checkpointing", "save_steps", "workers")

@@ -16,7 +16,7 @@ from tiny_scienceqa import write_scienceqa
 from transformers import LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from sf_llava.commands import scienceqa
+from sf_llava.commands import scienceqa, scienceqa_run
 from sf_llava.llava import restore, swap
 from sf_llava.llava.towers import SWAPPED, Tower
 from sf_llava.scienceqa.data import Problem, ScienceQA, open_scienceqa
@@ -115,7 +115,7 @@ def test_a_directorys_name_switches_nothing_on(files, finished, tmp_path):
 def test_two_rows_of_one_name_are_refused_before_anything_is_loaded(names, options):
     arguments = scienceqa.parse(["run", "--data", "nowhere", "--encoder", *names, *options])
     with pytest.raises(ValueError, match=r"would both be called swapped-x"):
-        scienceqa.choose_towers(arguments)
+        scienceqa_run.choose_towers(arguments)
 
 
 def test_a_tower_is_a_value_that_says_what_it_is():

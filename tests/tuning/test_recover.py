@@ -14,7 +14,8 @@ from sf_llava.commands import recover
 from sf_llava.llava import encode_prompts
 from sf_llava.tuning import run
 from sf_llava.tuning.encoding import Encoder
-from sf_llava.tuning.training import Recipe, find_checkpoint
+from sf_llava.tuning.recipe import Recipe
+from sf_llava.tuning.training import find_checkpoint
 
 pytest.importorskip("peft", reason="peft is not installed (extra 'train')")
 

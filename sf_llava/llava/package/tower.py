@@ -40,11 +40,11 @@ class SparseFormerVisionTower(nn.Module):
         if self.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"unknown mm_vision_select_feature {self.select_feature!r}; known: patch, cls_patch")
         self._config = SparseFormerConfig.from_pretrained(self.directory)
-        num_states = self._config.num_hidden_layers + 1
-        if not -num_states <= self.select_layer < num_states:
+        known = self._config.hidden_state_layers
+        if self.select_layer not in known:
             raise ValueError(
-                f"mm_vision_select_layer is {self.select_layer} but the encoder in {self.directory} has {num_states} "
-                f"hidden states (its input and {num_states - 1} layers)"
+                f"mm_vision_select_layer is {self.select_layer} but the encoder in {self.directory} has {known.stop} "
+                f"hidden states (its input and {known[-1]} layers)"
             )
         expected = getattr(args, "mm_hidden_size", None)
         if expected not in (None, self._config.hidden_size):
