@@ -51,7 +51,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/sf-llava chat
 
 test: lint
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 test-llava: $(OVERLAY)/.installed
 	PYTHONPATH=$(OVERLAY) $(VENV)/bin/python -m pytest -m llava tests/llava_package
@@ -64,12 +64,12 @@ test-llm: $(LLM)/.installed
 	PYTHONPATH=$(LLM) $(VENV)/bin/python -m pytest tests/llava/test_real_llm.py
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n 2
+	$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal
 
 test-newest: $(INSTALLED)
 	$(UV) venv --quiet --clear --python $(VENV)/bin/python $(NEWEST)
 	$(UV) pip install --quiet --python $(NEWEST)/bin/python --editable ".[dev]"
-	$(NEWEST)/bin/python -m pytest -n 2
+	$(NEWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 test-bare: $(BARE)/.installed
 	$(VENV)/bin/python -m pytest tests/publish
