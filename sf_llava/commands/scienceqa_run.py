@@ -59,6 +59,7 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
     model, processor = load(arguments, device)
     common = {name: getattr(arguments, name) for name in DECISIVE} | {"llm_weights": digest_llm(model)}
     scores: dict[str, dict[str, Any]] = {}
+    without_picture: dict[str, str] = {}  # answers to these questions by id, in which no tower has a say
     for tower, chosen in towers.items():
         with tower_in_place(model, processor, chosen) as num_patches:
             placed = num_patches if chosen.positions_and_bias else None
@@ -77,8 +78,11 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
                     rank=state.process_index,
                     num_processes=state.num_processes,
                     wait=state.wait_for_everyone,
+                    known=without_picture,
                 )
-                scores[name] = answer_and_score(ask, data, arguments, name, control, state)
+                scores[name], texts = answer_and_score(ask, data, arguments, name, control, state)
+                if control is None:
+                    without_picture = {one.id: texts[one.id] for one in data.problems if not one.has_image}
     if state.is_main_process:
         conclude(arguments, data, scores, list(towers), environment(device.type))
 
@@ -102,7 +106,7 @@ def ask_served(arguments: argparse.Namespace) -> None:
         for control in (None, *arguments.controls):
             ask = partial(ask_server, server, settings=settings, concurrency=arguments.concurrency or CONCURRENCY)
             name = name_of(SERVED, control)
-            scores[name] = answer_and_score(ask, data, arguments, name, control, state)
+            scores[name], _ = answer_and_score(ask, data, arguments, name, control, state)
         arguments.model = server.identity["model"]
         conclude(arguments, data, scores, [SERVED], {"served": server.identity})
 
@@ -226,8 +230,8 @@ def answer_and_score(
     name: str,
     control: str | None,
     state: Any,
-) -> dict[str, Any]:
-    """Answer under one control into the folder of its row, with progress, and score."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Answer under one control into the folder of its row, with progress; give the score, and the answers by id."""
     from sf_llava.files import write_json
     from sf_llava.scienceqa import scoring
 
@@ -238,7 +242,7 @@ def answer_and_score(
     result = scoring.score(questions, texts)
     if state.is_main_process:
         write_json(output / "score.json", result)
-    return result
+    return result, texts
 
 
 @contextmanager

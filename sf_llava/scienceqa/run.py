@@ -1,7 +1,8 @@
 """A LLaVA answers ScienceQA: batched, answer by answer on disk, resumable, on several processes.
 
-Batches are a function of the questions and the batch size alone, so an answer does not depend on how many processes
-share the work or on where an earlier run was killed.
+Batches are a function of the questions, the tokenizer and the batch size alone, so an answer does not depend on how
+many processes share the work or on where an earlier run was killed. None mixes questions with and without a picture,
+so what is asked without one is answered alike through every tower, and need be asked through one alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +89,10 @@ class Answerer:
             )
         return prompt
 
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Count the tokens of prompts, a picture as one."""
+        return [len(ids) for ids in self.processor.tokenizer(list(prompts))["input_ids"]]
+
     @torch.inference_mode()
     def answer(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], seed: int) -> list[str]:
         """Answer a batch of prompts with their images."""
@@ -122,6 +127,7 @@ def answer_all(
     rank: int = 0,
     num_processes: int = 1,
     wait: Callable[[], None] = lambda: None,
+    known: Mapping[str, str] | None = None,
     progress: Callable[[Problem, str], None] = lambda problem, text: None,
 ) -> dict[str, str]:
     """Answer every problem of ``data`` that ``output`` does not hold yet; return all answers by id.
@@ -138,6 +144,8 @@ def answer_all(
         batch_size: questions generated together.
         rank, num_processes: this process's share.
         wait: waits for all processes.
+        known: answers by id that need not be asked for: the same run's to questions without a picture, through another
+            tower. They are written as if they had been.
         progress: called with every answer of this process's share, those of an earlier run included.
 
     Raises:
@@ -148,12 +156,15 @@ def answer_all(
     settings = settings | {"control": control, "batch_size": batch_size, "questions": digest_prompts(prompts)}
     with open_log(output, settings, rank, wait) as log:
         pictures = pictures_under(data, control, answerer.generation.seed)
-        for number, batch in enumerate(make_batches(problems, batch_size)):
+        lengths = dict(zip(prompts, answerer.count(list(prompts.values())), strict=True))
+        for number, batch in enumerate(make_batches(problems, batch_size, lengths)):
             if number % num_processes != rank:
                 continue
             texts = {problem.id: log.texts[problem.id] for problem in batch if problem.id in log.texts}
             if len(texts) < len(batch):
-                new = _answer_batch(answerer, batch, prompts, pictures, number)
+                new = {problem.id: known[problem.id] for problem in batch if problem.id in known} if known else {}
+                if len(new) < len(batch):
+                    new = _answer_batch(answerer, batch, prompts, pictures, number)
                 log.append(prompts, {id: text for id, text in new.items() if id not in texts})
                 texts = new | texts
             for problem in batch:
@@ -181,8 +192,9 @@ def _answer_batch(
     return {problem.id: answer for problem, answer in zip(batch, answers, strict=True)}
 
 
-def make_batches(problems: Sequence[Problem], size: int) -> Iterator[list[Problem]]:
-    """Group problems of like length and kind, so that little is padded and text alone waits for no image."""
-    order = sorted(range(len(problems)), key=lambda i: (problems[i].has_image, len(ask(problems[i])), i))
-    for start in range(0, len(order), size):
-        yield [problems[i] for i in order[start : start + size]]
+def make_batches(problems: Sequence[Problem], size: int, lengths: Mapping[str, int]) -> Iterator[list[Problem]]:
+    """Group problems of one kind, text alone first, and of like length (by id), so that little is padded."""
+    for has_image in (False, True):
+        kind = sorted((one for one in problems if one.has_image == has_image), key=lambda one: lengths[one.id])
+        for start in range(0, len(kind), size):
+            yield kind[start : start + size]
