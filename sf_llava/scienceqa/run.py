@@ -193,8 +193,15 @@ def _answer_batch(
 
 
 def make_batches(problems: Sequence[Problem], size: int, lengths: Mapping[str, int]) -> Iterator[list[Problem]]:
-    """Group problems of one kind, text alone first, and of like length (by id), so that little is padded."""
+    """Group problems of one kind, text alone first, and of like length, so that little is padded.
+
+    Args:
+        problems: in any order.
+        size: of a batch.
+        lengths: by id; among equals, questions in like words stand together, whose answers end together.
+    """
     for has_image in (False, True):
-        kind = sorted((one for one in problems if one.has_image == has_image), key=lambda one: lengths[one.id])
+        kind = [problem for problem in problems if problem.has_image == has_image]
+        kind.sort(key=lambda problem: (lengths[problem.id], ask(problem)))
         for start in range(0, len(kind), size):
             yield kind[start : start + size]
