@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any, device: Any) -> None:
     """Answer with every tower and control, score, print side by side, save."""
+    from dataclasses import replace
+
     import transformers
 
     from sf_llava.llava.towers import tower_in_place
@@ -57,13 +59,14 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
     transformers.utils.logging.disable_progress_bar()
     data = open_data(arguments)
     model, processor = load(arguments, device)
+    plain = Answerer(model, processor, generation(arguments), worded={})
     common = {name: getattr(arguments, name) for name in DECISIVE} | {"llm_weights": digest_llm(model)}
     scores: dict[str, dict[str, Any]] = {}
     without_picture: dict[str, str] = {}  # answers to these questions by id, in which no tower has a say
     for tower, chosen in towers.items():
         with tower_in_place(model, processor, chosen) as num_patches:
             placed = num_patches if chosen.positions_and_bias else None
-            answerer = Answerer(model, processor, generation(arguments), placed)
+            answerer = replace(plain, num_patches=placed)
             seen = {"tower": chosen.where, "placed": placed is not None}
             seen["tower_weights"] = digest_weights(model.model.vision_tower)
             for control in (None, *arguments.controls):

@@ -6,7 +6,7 @@ so what is asked without one is answered alike through every tower, and need be 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ class Answerer:
         generation: how answers are generated.
         num_patches: with a SparseFormer in place: patches of the tower that the LLM was trained with, for positions by
             RoI centre and an attention bias; None for the plain model.
+        worded: where given, keeps prompts by text and number of pictures, so that a copy for another tower finds them.
     """
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
     generation: Generation
     num_patches: int | None = None
+    worded: dict[tuple[str, int], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def image_token(self) -> str:
@@ -55,7 +57,12 @@ class Answerer:
 
     def prompt(self, problem: Problem, has_image: bool) -> str:
         """Word a problem as the model's conversation; see :meth:`word`."""
-        return self.word(ask(problem), int(has_image), f"problem {problem.id}")
+        text, num_images = ask(problem), int(has_image)
+        if self.worded is None:
+            return self.word(text, num_images, f"problem {problem.id}")
+        if (text, num_images) not in self.worded:
+            self.worded[text, num_images] = self.word(text, num_images, f"problem {problem.id}")
+        return self.worded[text, num_images]
 
     def word(self, text: str, num_images: int, what: str) -> str:
         """Word a question as the model's conversation, its pictures first.
