@@ -10,10 +10,8 @@ rounded up to a power of two (at least 16).
 import torch
 from torch import Tensor
 
-EXPECTED = (
-    "features (B, H, W, C), rois (B, N, 4) and offsets (B, N, P, 2) with P of 2 and more",
-    "parameters (B, N, C C + Q P)",
-)
+EXPECTED = "expected features (B, H, W, C), rois (B, N, 4) and offsets (B, N, P, 2) with P of 2 and more"
+EXPECTED_TO_MIX = f"{EXPECTED} and parameters (B, N, C C + Q P)"
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 POINTS = {2: {16: 64, 32: 64, 64: 32}, 4: {16: 32, 32: 32, 64: 16}}
@@ -30,31 +28,38 @@ def check(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor | 
     Raises:
         ValueError: shapes that do not belong together, a dtype that is no float, or several devices.
     """
-    given = [features, rois, offsets] + ([] if parameters is None else [parameters])
-    if not all(tensor.is_floating_point() and tensor.device == features.device for tensor in given):
-        kinds = ", ".join(f"{tensor.dtype} on {tensor.device}" for tensor in given)
-        raise ValueError(f"expected floating-point tensors on one device, got {kinds}")
-    expected = " and ".join(EXPECTED[: 1 if parameters is None else 2])
-    ranks_fit = [tensor.dim() for tensor in given] == [4, 3, 4, 3][: len(given)]
-    sizes_fit = _compare_sizes(features, rois, offsets, parameters) if ranks_fit else [False]
+    given = (features, rois, offsets) if parameters is None else (features, rois, offsets, parameters)
+    device = features.device
+    for tensor in given:
+        if not tensor.is_floating_point() or tensor.device != device:
+            kinds = ", ".join(f"{tensor.dtype} on {tensor.device}" for tensor in given)
+            raise ValueError(f"expected floating-point tensors on one device, got {kinds}")
+    expected = EXPECTED if parameters is None else EXPECTED_TO_MIX
+    ranks_fit = tuple(tensor.dim() for tensor in given) == (4, 3, 4, 3)[: len(given)]
+    sizes_fit = _compare_sizes(features, rois, offsets, parameters) if ranks_fit else (False,)
     if torch.compiler.is_compiling():
         for fits in sizes_fit:
-            torch._check(fits, lambda: f"expected {expected}")
+            torch._check(fits, lambda: expected)
     elif not all(sizes_fit):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
-        raise ValueError(f"expected {expected}, got {shapes}")
+        raise ValueError(f"{expected}, got {shapes}")
 
 
-def _compare_sizes(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor | None) -> list[bool]:
+def _compare_sizes(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor | None) -> tuple[bool, ...]:
     """Compare what is given, of the right numbers of dimensions, with the shapes that belong together."""
     batch, height, width, channels = features.shape
-    latents, points = rois.shape[1], offsets.shape[2]
-    fits = [rois.shape[0] == batch, rois.shape[2] == 4, height > 0, width > 0, channels > 0]
-    fits += [offsets.shape[0] == batch, offsets.shape[1] == latents, points > 1, offsets.shape[3] == 2]
-    if parameters is not None:
-        rest = parameters.shape[2] - channels * channels
-        fits += [parameters.shape[0] == batch, parameters.shape[1] == latents, rest > 0, rest % points == 0]
-    return fits
+    rois_batch, latents, corners = rois.shape
+    offsets_batch, offsets_latents, points, axes = offsets.shape
+    fits = (
+        *(height > 0, width > 0, channels > 0),
+        *(rois_batch == batch, corners == 4),
+        *(offsets_batch == batch, offsets_latents == latents, points > 1, axes == 2),
+    )
+    if parameters is None:
+        return fits
+    parameters_batch, parameters_latents, length = parameters.shape
+    rest = length - channels * channels
+    return *fits, parameters_batch == batch, parameters_latents == latents, rest > 0, rest % points == 0
 
 
 def is_known(condition: bool) -> bool:

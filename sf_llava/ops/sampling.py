@@ -67,6 +67,11 @@ def sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
         ValueError: other shapes (nothing is broadcast), a dtype that is no float, or tensors on several devices.
     """
     check(features, rois, offsets)
+    return _sample(features, rois, offsets)
+
+
+def _sample(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
+    """Do what :func:`sample_points` does with what was checked."""
     if _wants_reference() or (_path == "auto" and _is_little_work(features, offsets)):
         return reference.sample_points(features, rois, offsets)
     return _sample_points(features, rois, offsets)
@@ -95,7 +100,7 @@ def sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: 
     # Without a fused kernel, keeping the samples for the backward is faster than reading them again.
     if _path == "op" or (features.is_cuda and _has_kernels_for(features, rois, offsets, parameters)):
         return _sample_and_mix(features, rois, offsets, parameters)
-    return reference.mix(sample_points(features, rois, offsets), parameters)
+    return reference.mix(_sample(features, rois, offsets), parameters)
 
 
 def _wants_reference() -> bool:
