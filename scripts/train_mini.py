@@ -90,7 +90,7 @@ def train(args: argparse.Namespace) -> None:
 def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
     """Accuracy of generated answers on image and text questions and by kind; on the test split also without image."""
     from sf_llava.mini.questions.sets import open_questions
-    from sf_llava.scienceqa.problems import kind_of
+    from sf_llava.scienceqa.problems import ask, kind_of
     from sf_llava.scienceqa.run import Answerer, Generation, make_batches
     from sf_llava.scienceqa.scoring import parse_answer
 
@@ -99,7 +99,8 @@ def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
     right: dict[str, list[bool]] = {}
     model.eval()
     for blind in (False, True) if split == "test" else (False,):
-        for batch in make_batches([problem for problem in data.problems if problem.has_image or not blind], 60):
+        problems = [problem for problem in data.problems if problem.has_image or not blind]
+        for batch in make_batches(problems, 60, {p.id: len(ask(p)) for p in problems}):
             images = [[data.load_image(p)] if p.has_image and not blind else [] for p in batch]
             prompts = [answerer.prompt(p, bool(image)) for p, image in zip(batch, images, strict=True)]
             for p, text in zip(batch, answerer.answer(prompts, images, 0), strict=True):

@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any, device: Any) -> None:
     """Answer with every tower and control, score, print side by side, save."""
+    from dataclasses import replace
+
     import transformers
 
     from sf_llava.llava.towers import tower_in_place
@@ -58,12 +60,14 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
     transformers.utils.logging.disable_progress_bar()
     data = open_data(arguments)
     model, processor = load(arguments, device)
+    plain = Answerer(model, processor, generation(arguments), worded={})
     common = {name: getattr(arguments, name) for name in DECISIVE} | {"llm_weights": digest_llm(model)}
     scores: dict[str, dict[str, Any]] = {}
+    without_picture: dict[str, str] = {}  # answers to these questions by id, in which no tower has a say
     for tower, chosen in towers.items():
         with tower_in_place(model, processor, chosen) as num_patches:
             placed = num_patches if chosen.positions_and_bias else None
-            answerer = Answerer(model, processor, generation(arguments), placed)
+            answerer = replace(plain, num_patches=placed)
             seen = {"tower": chosen.where, "placed": placed is not None}
             seen["tower_weights"] = digest_weights(model.model.vision_tower)
             for control in (None, *arguments.controls):
@@ -78,8 +82,11 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
                     rank=state.process_index,
                     num_processes=state.num_processes,
                     wait=state.wait_for_everyone,
+                    known=without_picture,
                 )
-                scores[name] = answer_and_score(ask, data, arguments, name, control, state)
+                scores[name], texts = answer_and_score(ask, data, arguments, name, control, state)
+                if control is None:
+                    without_picture = {one.id: texts[one.id] for one in data.problems if not one.has_image}
     if state.is_main_process:
         conclude(arguments, data, scores, list(towers), environment(device.type))
 
@@ -103,7 +110,7 @@ def ask_served(arguments: argparse.Namespace) -> None:
         for control in (None, *arguments.controls):
             ask = partial(ask_server, server, settings=settings, concurrency=arguments.concurrency or CONCURRENCY)
             name = name_of(SERVED, control)
-            scores[name] = answer_and_score(ask, data, arguments, name, control, state)
+            scores[name], _ = answer_and_score(ask, data, arguments, name, control, state)
         arguments.model = server.identity["model"]
         conclude(arguments, data, scores, [SERVED], {"served": server.identity})
 
@@ -227,8 +234,8 @@ def answer_and_score(
     name: str,
     control: str | None,
     state: Any,
-) -> dict[str, Any]:
-    """Answer under one control into the folder of its row, with progress, and score."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Answer under one control into the folder of its row, with progress; give the score, and the answers by id."""
     from sf_llava.files import write_json
     from sf_llava.scienceqa import scoring
 
@@ -239,7 +246,7 @@ def answer_and_score(
     result = scoring.score(questions, texts)
     if state.is_main_process:
         write_json(output / "score.json", result)
-    return result
+    return result, texts
 
 
 @contextmanager

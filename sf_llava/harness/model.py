@@ -92,7 +92,7 @@ class SparseFormerLlava(lmms):
         return self._device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answer requests, in their order; batches are made as :func:`sf_llava.scienceqa.run.make_batches` makes them.
+        """Answer requests, in their order; a batch is of one kind, with or without pictures, and of like length.
 
         Raises:
             ValueError: a task that shows anything but pictures, or asks for beams or nucleus sampling.
@@ -101,7 +101,7 @@ class SparseFormerLlava(lmms):
         asked = [_Asked(self.task_dict, *request.args) for request in requests]
         order = sorted(range(len(asked)), key=lambda i: (asked[i].how, bool(asked[i].images), len(asked[i].text), i))
         with tqdm(total=len(asked), disable=self.rank != 0, desc="sf_llava", unit="question") as bar:
-            for batch in _batches(order, self.batch_size, [one.how for one in asked]):
+            for batch in _batches(order, self.batch_size, [(one.how, bool(one.images)) for one in asked]):
                 texts = self._answer([asked[index] for index in batch])
                 for index, text in zip(batch, texts, strict=True):
                     answers[index] = text
@@ -147,8 +147,8 @@ class _Asked:
         self.images = [to_rgb(image) for image in shown]
 
 
-def _batches(order: Sequence[int], size: int, how: Sequence[str]) -> list[list[int]]:
-    """Cut an order of requests into batches that ask for one way of generating."""
+def _batches(order: Sequence[int], size: int, how: Sequence[object]) -> list[list[int]]:
+    """Cut an order of requests into batches in each of which all are alike in ``how``."""
     batches: list[list[int]] = []
     for index in order:
         if batches and len(batches[-1]) < size and how[batches[-1][-1]] == how[index]:

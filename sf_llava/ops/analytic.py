@@ -17,7 +17,7 @@ def sample_forward(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
     rows, weights, _, _ = _corners(features, rois, offsets)
     table = features.to(weights.dtype).flatten(0, 2)  # [B H W, C]
     samples = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)  # [M, C]
-    return samples.to(features.dtype).view(*offsets.shape[:3], -1)
+    return samples.to(features.dtype).view(*offsets.shape[:3], features.shape[3])
 
 
 def sample_backward(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ def sample_backward(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tenso
 def mix_forward(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
     """See :func:`sf_llava.ops.sample_and_mix`."""
     _, _, _, _, mixed = _mix(features, rois, offsets, parameters)
-    return F.gelu(mixed).view(*parameters.shape[:2], -1)
+    return F.gelu(mixed).view(*parameters.shape[:2], mixed.shape[1] * mixed.shape[2])
 
 
 def mix_backward(
@@ -64,7 +64,7 @@ def mix_backward(
     d_channels_mixed = point_mixing.mT @ d_mixed  # [B N, P, C]
     d_matrices = (samples.mT @ d_channels_mixed, d_mixed @ channels_mixed.mT)  # [B N, C, C], [B N, Q, P]
     d_parameters = torch.cat([matrix.flatten(1) for matrix in d_matrices], dim=1).view(parameters.shape)
-    d_samples = (d_channels_mixed @ channel_mixing.mT).view(*offsets.shape[:3], -1)
+    d_samples = (d_channels_mixed @ channel_mixing.mT).view(*offsets.shape[:3], features.shape[3])
     return *sample_backward(d_samples, features, rois, offsets), d_parameters
 
 
@@ -79,8 +79,9 @@ def _mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) ->
 def _split(parameters: Tensor, channels: int, points: int) -> tuple[Tensor, Tensor]:
     """View parameters (B, N, C C + Q P) as channel mixing (B N, C, C) and point mixing (B N, Q, P)."""
     parameters = parameters.flatten(0, 1)
+    mixing_points = (parameters.shape[1] - channels**2) // points
     channel_mixing = parameters[:, : channels**2].unflatten(1, (channels, channels))
-    return channel_mixing, parameters[:, channels**2 :].unflatten(1, (-1, points))
+    return channel_mixing, parameters[:, channels**2 :].unflatten(1, (mixing_points, points))
 
 
 def _corners(features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

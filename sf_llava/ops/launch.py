@@ -12,7 +12,10 @@ from torch import Tensor
 
 from sf_llava.ops import kernels
 
-NUM_WARPS = 4
+OPTIONS = {
+    "num_warps": 4,
+    "enable_fp_fusion": True,  # named, because releases of Triton differ in what they take where nothing is said
+}
 PIXELS_PER_PROGRAM = 16  # of the deterministic feature gradient
 
 
@@ -26,6 +29,7 @@ def sample_forward(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
 
 def sample_backward(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of features, RoIs and offsets."""
+    dtypes = rois.dtype, offsets.dtype
     features, rois, offsets = _prepare(features, rois, offsets)
     grad = grad.contiguous()
     atomic, d_features, pixels = _feature_gradient(features, offsets)
@@ -34,7 +38,7 @@ def sample_backward(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tenso
     _run(kernels.sample_backward_kernel, features, offsets, tensors, ATOMIC=atomic)
     if not atomic:
         _gather_feature_gradient(grad, pixels, d_features)
-    return d_features.to(features.dtype), d_rois, d_offsets
+    return d_features.to(features.dtype), d_rois.to(dtypes[0]), d_offsets.to(dtypes[1])
 
 
 def mix_forward(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
@@ -51,6 +55,7 @@ def mix_backward(
     grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, RoIs, offsets and parameters."""
+    dtypes = rois.dtype, offsets.dtype
     features, rois, offsets = _prepare(features, rois, offsets)
     parameters, grad = parameters.contiguous(), grad.contiguous()
     sizes = _mixing_sizes(features, offsets, parameters)
@@ -74,10 +79,11 @@ def mix_backward(
     _run(kernels.mix_backward_kernel, features, offsets, tensors, ATOMIC=atomic, **sizes)
     if not atomic:
         _gather_feature_gradient(d_samples, pixels, d_features)
-    return d_features.to(features.dtype), d_rois, d_offsets, d_parameters
+    return d_features.to(features.dtype), d_rois.to(dtypes[0]), d_offsets.to(dtypes[1]), d_parameters
 
 
 def _prepare(features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay out what the kernels read: geometry in float32, so gradients of half-precision geometry are cast back."""
     return features.contiguous(), rois.float().contiguous(), offsets.float().contiguous()
 
 
@@ -94,7 +100,7 @@ def _gather_feature_gradient(grad: Tensor, pixels: Tensor, d_features: Tensor) -
     with _device(d_features):
         kernels.feature_gradient_kernel[batch * height, triton.cdiv(width, PIXELS_PER_PROGRAM)](
             grad, pixels, d_features, latents, height, width,
-            P=points, BP=_tile(points), C=channels, BX=PIXELS_PER_PROGRAM, num_warps=NUM_WARPS,
+            P=points, BP=_tile(points), C=channels, BX=PIXELS_PER_PROGRAM, **OPTIONS,
         )  # fmt: skip
 
 
@@ -109,7 +115,7 @@ def _run(kernel: Any, features: Tensor, offsets: Tensor, tensors: tuple[Tensor, 
     batch, latents, points, _ = offsets.shape
     with _device(features):
         kernel[(batch * latents,)](
-            *tensors, latents, height, width, P=points, BP=_tile(points), C=channels, num_warps=NUM_WARPS, **constants
+            *tensors, latents, height, width, P=points, BP=_tile(points), C=channels, **OPTIONS, **constants
         )
 
 

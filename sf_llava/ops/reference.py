@@ -33,10 +33,11 @@ def mix(samples: Tensor, parameters: Tensor) -> Tensor:
     """
     batch, latents, points, channels = samples.shape
     sizes = [channels**2, parameters.shape[2] - channels**2]
+    mixing_points = sizes[1] // points
     channel_mixing, point_mixing = parameters.flatten(0, 1).split(sizes, dim=1)
     mixed = samples.flatten(0, 1).to(parameters.dtype) @ channel_mixing.unflatten(1, (channels, channels))
-    mixed = point_mixing.unflatten(1, (-1, points)) @ mixed  # [B N, Q, C]
-    return F.gelu(mixed).view(batch, latents, -1)
+    mixed = point_mixing.unflatten(1, (mixing_points, points)) @ mixed  # [B N, Q, C]
+    return F.gelu(mixed).view(batch, latents, mixing_points * channels)
 
 
 def sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:

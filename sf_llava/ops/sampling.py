@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sf_llava.ops import analytic, reference
+from sf_llava.ops.limits import check, is_known, kernels_fit
 
 PATHS = ("auto", "reference", "op")
 MINIMAL_CAPABILITY = (8, 0)
@@ -61,8 +62,16 @@ def sample_points(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
 
     Returns:
         (B, N, P, C) samples in the dtype of ``features``; the geometry is computed in float32 at least.
+
+    Raises:
+        ValueError: other shapes (nothing is broadcast), a dtype that is no float, or tensors on several devices.
     """
-    _check(features, rois, offsets)
+    check(features, rois, offsets)
+    return _sample(features, rois, offsets)
+
+
+def _sample(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
+    """Do what :func:`sample_points` does with what was checked."""
     if _wants_reference() or (_path == "auto" and _is_little_work(features, offsets)):
         return reference.sample_points(features, rois, offsets)
     return _sample_points(features, rois, offsets)
@@ -81,20 +90,17 @@ def sample_and_mix(features: Tensor, rois: Tensor, offsets: Tensor, parameters: 
 
     Returns:
         (B, N, Q C) in the dtype of ``parameters``, in which the products are computed too.
+
+    Raises:
+        ValueError: as of :func:`sample_points`.
     """
-    _check(features, rois, offsets)
+    check(features, rois, offsets, parameters)
     if _wants_reference():
         return reference.sample_and_mix(features, rois, offsets, parameters)
     # Without a fused kernel, keeping the samples for the backward is faster than reading them again.
-    if _path == "op" or (features.is_cuda and _kernels_fit(features, parameters)):
+    if _path == "op" or (features.is_cuda and _has_kernels_for(features, rois, offsets, parameters)):
         return _sample_and_mix(features, rois, offsets, parameters)
-    return reference.mix(sample_points(features, rois, offsets), parameters)
-
-
-def _check(features: Tensor, rois: Tensor, offsets: Tensor) -> None:
-    for name, tensor in (("rois", rois), ("offsets", offsets)):
-        if tensor.shape[0] != features.shape[0]:
-            raise ValueError(f"{name} hold {tensor.shape[0]} images but features hold {features.shape[0]}")
+    return reference.mix(_sample(features, rois, offsets), parameters)
 
 
 def _wants_reference() -> bool:
@@ -104,13 +110,12 @@ def _wants_reference() -> bool:
 
 
 def _is_little_work(features: Tensor, offsets: Tensor) -> bool:
-    return features.device.type == "cpu" and offsets.shape[:3].numel() < FEW_SAMPLES
+    return features.device.type == "cpu" and is_known(offsets.shape[:3].numel() < FEW_SAMPLES)
 
 
-def _kernels_fit(features: Tensor, *others: Tensor) -> bool:
-    """Tell whether Triton, the GPU, the dtypes and the channel count allow the kernels."""
-    dtypes_fit = all(x.dtype in (torch.float16, torch.bfloat16, torch.float32) for x in (features, *others))
-    return dtypes_fit and features.shape[-1] in (16, 32, 64, 128) and _gpu_fits(features.device.index)
+def _has_kernels_for(features: Tensor, *others: Tensor) -> bool:
+    """Tell whether Triton, the GPU, and the kernels' bounds allow the kernels."""
+    return kernels_fit(features, *others) and _gpu_fits(features.device.index)
 
 
 @torch.compiler.assume_constant_result
@@ -126,7 +131,7 @@ def _has_kernels() -> bool:
 
 def _kernels_for(features: Tensor, *others: Tensor) -> ModuleType:
     """Give the module that computes the ops on a CUDA device."""
-    return importlib.import_module(_LAUNCH) if _kernels_fit(features, *others) else analytic
+    return importlib.import_module(_LAUNCH) if _has_kernels_for(features, *others) else analytic
 
 
 @torch.library.custom_op(f"{_LIBRARY}::sample_points", mutates_args=())
@@ -155,24 +160,24 @@ def _sample_and_mix_backward(
 
 @_sample_points.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, offsets: Tensor) -> Tensor:
-    return _kernels_for(features).sample_forward(features, rois, offsets)
+    return _kernels_for(features, rois, offsets).sample_forward(features, rois, offsets)
 
 
 @_sample_points_backward.register_kernel("cuda")
 def _(grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _kernels_for(features).sample_backward(grad, features, rois, offsets)
+    return _kernels_for(features, rois, offsets).sample_backward(grad, features, rois, offsets)
 
 
 @_sample_and_mix.register_kernel("cuda")
 def _(features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor) -> Tensor:
-    return _kernels_for(features, parameters).mix_forward(features, rois, offsets, parameters)
+    return _kernels_for(features, rois, offsets, parameters).mix_forward(features, rois, offsets, parameters)
 
 
 @_sample_and_mix_backward.register_kernel("cuda")
 def _(
     grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor, parameters: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _kernels_for(features, parameters).mix_backward(grad, features, rois, offsets, parameters)
+    return _kernels_for(features, rois, offsets, parameters).mix_backward(grad, features, rois, offsets, parameters)
 
 
 @_sample_points.register_fake

@@ -1,11 +1,12 @@
 """A LLaVA answers ScienceQA: batched, answer by answer on disk, resumable, on several processes.
 
-Batches are a function of the questions and the batch size alone, so an answer does not depend on how many processes
-share the work or on where an earlier run was killed.
+Batches are a function of the questions, the tokenizer and the batch size alone, so an answer does not depend on how
+many processes share the work or on where an earlier run was killed. None mixes questions with and without a picture,
+so what is asked without one is answered alike through every tower, and need be asked through one alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,14 @@ class Answerer:
         generation: how answers are generated.
         num_patches: with a SparseFormer in place: patches of the tower that the LLM was trained with, for positions by
             RoI centre and an attention bias; None for the plain model.
+        worded: where given, keeps prompts by text and number of pictures, so that a copy for another tower finds them.
     """
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
     generation: Generation
     num_patches: int | None = None
+    worded: dict[tuple[str, int], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def image_token(self) -> str:
@@ -54,7 +57,12 @@ class Answerer:
 
     def prompt(self, problem: Problem, has_image: bool) -> str:
         """Word a problem as the model's conversation; see :meth:`word`."""
-        return self.word(ask(problem), int(has_image), f"problem {problem.id}")
+        text, num_images = ask(problem), int(has_image)
+        if self.worded is None:
+            return self.word(text, num_images, f"problem {problem.id}")
+        if (text, num_images) not in self.worded:
+            self.worded[text, num_images] = self.word(text, num_images, f"problem {problem.id}")
+        return self.worded[text, num_images]
 
     def word(self, text: str, num_images: int, what: str) -> str:
         """Word a question as the model's conversation, its pictures first.
@@ -87,6 +95,10 @@ class Answerer:
                 f"the chat template does not word {what} with its text as it is and {token} {times(num_images)}: {hint}"
             )
         return prompt
+
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Count the tokens of prompts, a picture as one."""
+        return [len(ids) for ids in self.processor.tokenizer(list(prompts))["input_ids"]]
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]], seed: int) -> list[str]:
@@ -122,6 +134,7 @@ def answer_all(
     rank: int = 0,
     num_processes: int = 1,
     wait: Callable[[], None] = lambda: None,
+    known: Mapping[str, str] | None = None,
     progress: Callable[[Problem, str], None] = lambda problem, text: None,
 ) -> dict[str, str]:
     """Answer every problem of ``data`` that ``output`` does not hold yet; return all answers by id.
@@ -138,6 +151,8 @@ def answer_all(
         batch_size: questions generated together.
         rank, num_processes: this process's share.
         wait: waits for all processes.
+        known: answers by id that need not be asked for: the same run's to questions without a picture, through another
+            tower. They are written as if they had been.
         progress: called with every answer of this process's share, those of an earlier run included.
 
     Raises:
@@ -148,12 +163,15 @@ def answer_all(
     settings = settings | {"control": control, "batch_size": batch_size, "questions": digest_prompts(prompts)}
     with open_log(output, settings, rank, wait) as log:
         pictures = pictures_under(data, control, answerer.generation.seed)
-        for number, batch in enumerate(make_batches(problems, batch_size)):
+        lengths = dict(zip(prompts, answerer.count(list(prompts.values())), strict=True))
+        for number, batch in enumerate(make_batches(problems, batch_size, lengths)):
             if number % num_processes != rank:
                 continue
             texts = {problem.id: log.texts[problem.id] for problem in batch if problem.id in log.texts}
             if len(texts) < len(batch):
-                new = _answer_batch(answerer, batch, prompts, pictures, number)
+                new = {problem.id: known[problem.id] for problem in batch if problem.id in known} if known else {}
+                if len(new) < len(batch):
+                    new = _answer_batch(answerer, batch, prompts, pictures, number)
                 log.append(prompts, {id: text for id, text in new.items() if id not in texts})
                 texts = new | texts
             for problem in batch:
@@ -181,8 +199,16 @@ def _answer_batch(
     return {problem.id: answer for problem, answer in zip(batch, answers, strict=True)}
 
 
-def make_batches(problems: Sequence[Problem], size: int) -> Iterator[list[Problem]]:
-    """Group problems of like length and kind, so that little is padded and text alone waits for no image."""
-    order = sorted(range(len(problems)), key=lambda i: (problems[i].has_image, len(ask(problems[i])), i))
-    for start in range(0, len(order), size):
-        yield [problems[i] for i in order[start : start + size]]
+def make_batches(problems: Sequence[Problem], size: int, lengths: Mapping[str, int]) -> Iterator[list[Problem]]:
+    """Group problems of one kind, text alone first, and of like length, so that little is padded.
+
+    Args:
+        problems: in any order.
+        size: of a batch.
+        lengths: by id; among equals, questions in like words stand together, whose answers end together.
+    """
+    for has_image in (False, True):
+        kind = [problem for problem in problems if problem.has_image == has_image]
+        kind.sort(key=lambda problem: (lengths[problem.id], ask(problem)))
+        for start in range(0, len(kind), size):
+            yield kind[start : start + size]

@@ -32,6 +32,6 @@ def draw(
     ]
     rois[:, : len(awkward)] = torch.tensor(awkward, dtype=torch.float64)[:latents]
     offsets = normal(batch, latents, points, 2)
-    offsets[:, -1] = 0.25  # no spread
+    offsets[:, -1:] = 0.25  # no spread
     parameters = 0.2 * normal(batch, latents, channels**2 + mixing_points * points)
     return features.to(dtype), rois, offsets, parameters.to(dtype)

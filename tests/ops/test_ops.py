@@ -149,12 +149,6 @@ def test_an_unknown_path_is_refused():
         pass
 
 
-def test_images_must_agree():
-    features, rois, offsets, _ = draw()
-    with pytest.raises(ValueError, match="features hold 3"):
-        sample_points(torch.cat([features, features[:1]]), rois, offsets)
-
-
 def test_the_choice_of_kernels_does_not_break_a_compiled_graph(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
 

@@ -171,7 +171,7 @@ def test_a_batch_that_does_not_fit_says_what_to_do(answerer, data, tmp_path, mon
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Answerer, "answer", answer)
-    with pytest.raises(RuntimeError, match=r"out of memory with 8 questions at once .* `batch_size`, into another"):
+    with pytest.raises(RuntimeError, match=r"out of memory with 5 questions at once .* `batch_size`, into another"):
         answer_all(answerer, data, tmp_path / "out", {})
 
 

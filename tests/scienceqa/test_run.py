@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from sf_llava.commands import scienceqa, scienceqa_run
 from sf_llava.llava import restore, swap
 from sf_llava.llava.towers import SWAPPED, Tower
 from sf_llava.scienceqa.data import Problem, ScienceQA, open_scienceqa
-from sf_llava.scienceqa.run import Answerer, Generation, answer_all
+from sf_llava.scienceqa.run import Answerer, Generation, answer_all, make_batches
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "scienceqa.py"
 
@@ -149,6 +150,39 @@ def test_text_only_answers_do_not_depend_on_the_tower(finished):
         for tower in ("original", "swapped")
     )
     assert [line["text"] for line in original[1::2]] == [line["text"] for line in swapped[1::2]]
+
+
+def test_what_is_asked_without_a_picture_is_asked_through_one_tower_alone(files, tmp_path, finished, monkeypatch):
+    asked = []
+    answer = Answerer.answer
+    monkeypatch.setattr(
+        Answerer, "answer", lambda self, prompts, *rest: asked.extend(prompts) or answer(self, prompts, *rest)
+    )
+    scienceqa.main(command(files, tmp_path))
+    assert sum("<image>" in prompt for prompt in asked) == 2 * 6 and len(asked) == 2 * 6 + 5
+    shutil.rmtree(tmp_path / "swapped")  # as if the run had been killed between the towers
+    asked.clear()
+    scienceqa.main(command(files, tmp_path))
+    assert all("<image>" in prompt for prompt in asked) and len(asked) == 6
+    for tower in ("original", "swapped"):
+        ours, theirs = (path / tower / "answers.jsonl" for path in (tmp_path, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_batch_is_of_one_kind_and_of_like_length():
+    draws = random.Random(0)
+    kinds = [("what", False), ("where", True), ("why", True)]
+    problems = [
+        Problem(id=str(number), question=question, choices=("a", "b"), answer=0, has_image=has_image)
+        for number, (question, has_image) in enumerate(draws.choices(kinds, k=50))
+    ]
+    lengths = {problem.id: draws.randrange(20, 30) for problem in problems}
+    batches = list(make_batches(problems, 8, lengths))
+    assert sorted(problem.id for batch in batches for problem in batch) == sorted(lengths)
+    assert all(len({problem.has_image for problem in batch}) == 1 for batch in batches)
+    in_order = [(problem.has_image, lengths[problem.id], problem.question) for batch in batches for problem in batch]
+    assert in_order == sorted(in_order)
+    assert sum(len(batch) < 8 for batch in batches) <= 2
 
 
 def test_two_processes_give_the_same_file_as_one(files, finished, tmp_path):

@@ -4,6 +4,7 @@ Question ``index`` of a split is always the same. Splits share no picture, and n
 id ends in the question's kind: ``mini-test-12-colour``.
 """
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,7 @@ _PICTURE, _TEXT = 2, 3  # beside the numbers of the world's domains in the keys 
 _FIRST_PICTURE = 1_000_000  # apart from the diagrams that encoders train and are validated on
 
 
+@functools.lru_cache(maxsize=1024)  # 16 MB; each is asked for with its question, and for every tower and control
 def draw_picture(index: int, split: str, seed: int = WORLD_SEED) -> Scene:
     """The diagram that question ``index`` is about."""
     return draw_scene(seed, _FIRST_PICTURE + index, "diagram", split)
