@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """What a process sees at once.
 
     Attributes:
-        pixel_values: (B + K, 3, S, S), the images, and behind them the pictures of questions.
+        pixel_values: (B + K, 3, S, S) float32, the images, and behind them the pictures of questions.
         images: (B,) int64, which images.
         questions: (K,) int64, which questions; none where no LLM is asked.
         skipped: one line for every unreadable picture that another stands for.
@@ -78,14 +78,14 @@ def batches(
     """
     sets = [(images, batch_size), *([asked] if asked else [])]
     loaders = [_micro_batches(pictures, size, loading, accelerator, step) for pictures, size in sets]
-    return _join(loaders, accelerator.device)
+    return _join(loaders, images, accelerator.device)
 
 
-def _join(loaders: list[Iterator[dict[str, Any]]], device: torch.device) -> Iterator[Batch]:
+def _join(loaders: list[Iterator[dict[str, Any]]], images: BootstrapImages, device: torch.device) -> Iterator[Batch]:
     for batch, *questions in zip(*loaders, strict=True):
-        pixel_values = [part["pixel_values"].to(device, non_blocking=True) for part in (batch, *questions)]
+        pixels = [part["pixels"].to(device, non_blocking=True) for part in (batch, *questions)]
         yield Batch(
-            torch.cat(pixel_values) if questions else pixel_values[0],
+            images.normalise(torch.cat(pixels) if questions else pixels[0]),
             batch["index"],
             questions[0]["index"] if questions else torch.empty(0, dtype=torch.int64),
             [line for part in (batch, *questions) for line in part["skipped"]],
