@@ -107,7 +107,7 @@ def _bootstrap(
     results = {
         "encoders": costs,
         **scores,
-        "zero_shot": measure_zero_shot(data, teacher, saved),
+        "zero_shot": measure_zero_shot(data, teacher, saved, trainer.workers),
         "inheritance": asdict(inheritance),
         "skipped_images": sorted(trainer.checkpoints.skipped),
         "seconds": round(trainer.seconds, 1),
@@ -223,12 +223,14 @@ def measure_costs(teacher: Teacher, student: SparseFormerModel) -> list[dict[str
     ]
 
 
-def measure_zero_shot(data: BootstrapData, teacher: Teacher, student: SparseFormerModel) -> dict[str, Any] | None:
+def measure_zero_shot(
+    data: BootstrapData, teacher: Teacher, student: SparseFormerModel, workers: int
+) -> dict[str, Any] | None:
     """Score teacher and student on all validation images, where their classes are known."""
     if data.task is None:
         return None
     encoders = [teacher_candidate(teacher), student_candidate(student, teacher)]
-    return evaluate_zero_shot(data.task, encoders).to_dict()
+    return evaluate_zero_shot(data.task, encoders, workers=workers).to_dict()
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -74,6 +74,7 @@ def main(argv: list[str]) -> None:
 
     require("recovery", "peft")
 
+    from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device
     from sf_llava.files import locked
     from sf_llava.model.loading import find_encoder
@@ -81,6 +82,7 @@ def main(argv: list[str]) -> None:
 
     find_encoder(arguments.encoder)
     choose_device(arguments.device)
+    arguments.workers = choose_workers(arguments.workers)
     names = vars(arguments)
     steps = {"steps": arguments.steps or 0, "bf16": arguments.dtype == "bf16"}
     recipe = Recipe(**{name: names[name] for name in Recipe.__dataclass_fields__ if name not in steps}, **steps)

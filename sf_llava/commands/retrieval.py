@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
+    from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device
     from sf_llava.files import require_writable_file
     from sf_llava.measure.setup import choose_models, load_models
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> None:
     from sf_llava.retrieval.run import evaluate_retrieval
 
     started = time.perf_counter()
+    arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)

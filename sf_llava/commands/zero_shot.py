@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from sf_llava.data import open_labelled
+    from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device
     from sf_llava.files import require_writable_file
     from sf_llava.measure.setup import choose_models, load_models
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
     started = time.perf_counter()
+    arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
