@@ -212,7 +212,7 @@ became of them."""
 CHANGEABLE_FIELDS = (
     *("lr", "inherited_lr_scale", "weight_decay", "beta1", "beta2", "clip_norm"),
     *("micro_batch_size", "gradient_checkpointing", "attention"),
-    *("num_processes", "device_type", "precision", "cpu_threads"),
+    *("num_processes", "device_type", "precision", "cpu_threads", "lanes"),
 )
 """Fields, and facts of the machine, that a resumption may change, which is said and logged: a way on for training that
 diverged or did not fit. With others a run would not be one run any more."""

@@ -26,6 +26,7 @@ from sf_llava.bootstrap.trackers import choose_trackers
 from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.loading import LoadingError
+from sf_llava.data.names import find_stream
 from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds, count_parameters
@@ -56,7 +57,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
         return run.read_results()
     accelerator = make_accelerator(running)
     with _lost_process_explained(), files.locked(run.path) if accelerator.is_main_process else nullcontext():
-        settings = config.to_dict() | describe_machine(accelerator)
+        settings = config.to_dict() | describe_machine(accelerator) | describe_stream(config, accelerator)
         changes = run.check(settings, running.resume, RUN_TIME_FIELDS, CHANGEABLE_FIELDS)
         accelerator.wait_for_everyone()
         for name, (before, now) in changes.items():
@@ -173,6 +174,14 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
         "precision": accelerator.mixed_precision,
         "cpu_threads": torch.get_num_threads() if on_cpu else None,
     }
+
+
+def describe_stream(config: BootstrapConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Name what the order of streamed images depends on beside the configuration."""
+    stream, processes = find_stream(config.data.data), accelerator.num_processes
+    if stream is None:
+        return {}
+    return {"lanes": processes * max(1, stream.choose_workers(config.run.workers, processes))}
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

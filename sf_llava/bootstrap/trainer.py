@@ -25,7 +25,7 @@ from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import learning_rate_factor, make_plan
 from sf_llava.bootstrap.validation import Validator, resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
-from sf_llava.data.loading import choose_workers
+from sf_llava.data.streaming import BootstrapStream
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.compiled import compile_frozen, pays
@@ -55,7 +55,7 @@ class Trainer:
         student: SparseFormerModel,
         reused: bool,
         teacher: Teacher,
-        images: BootstrapImages,
+        images: BootstrapImages | BootstrapStream,
         objective: ObjectiveSum,
         run: RunDirectory,
         validator: Validator,
@@ -63,8 +63,8 @@ class Trainer:
         self.config, self.running, self.accelerator = config, running, accelerator
         self.teacher, self.images, self.objective = teacher, images, objective
         self.run, self.validator = run, validator
-        self.workers = choose_workers(running.workers)
-        self.plan = make_plan(config, running, len(images), accelerator.num_processes)
+        self.workers = images.choose_workers(running.workers, accelerator.num_processes)
+        self.plan = make_plan(config, running, images.num_images, accelerator.num_processes)
         self.student_size = student.config.image_size
         check_memory(self.plan.micro_batch_size, max(self.student_size, teacher.image_size))
         groups = parameter_groups(student, config.lr, config.inherited_lr_scale, config.weight_decay, reused)

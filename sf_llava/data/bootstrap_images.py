@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from sf_llava.data.images import CorruptImageError, ImageSource
+from sf_llava.data.loading import choose_workers
 from sf_llava.data.sampler import generator_of
 from sf_llava.data.transforms import BootstrapTransform
 
@@ -44,6 +45,15 @@ class BootstrapImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def num_images(self) -> int:
+        """The same; None for a stream."""
+        return len(self)
+
+    def choose_workers(self, asked: int | None, processes: int) -> int:
+        """Say how many data loading processes each of ``processes`` gets."""
+        return choose_workers(asked)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Return one view of one picture.
