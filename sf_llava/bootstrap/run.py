@@ -139,7 +139,7 @@ def _train(trainer: Trainer) -> None:
         if isinstance(error, LoadingError):
             raise RuntimeError(f"{error}; {GO_ON}") from error
         if isinstance(error, OSError):
-            raise OSError(f"{error}; {GO_ON}") from error
+            raise OSError(f"{str(error).rstrip()}; {GO_ON}") from error  # a traceback of another process ends a line
         raise
 
 

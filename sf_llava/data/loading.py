@@ -85,28 +85,28 @@ def watch(loader: DataLoader) -> Iterator[Any]:
             except StopIteration:
                 return
             except (RuntimeError, EOFError, OSError) as error:
-                raise _explain(error, workers, killed) from error
+                if (what := _explain(error, workers, killed)) is None:
+                    raise  # not "from error", itself: whoever looks for causes would never come to an end
+                raise LoadingError(
+                    f"{what}: see that the images can be read and memory suffices; fewer `workers` need less, and with "
+                    "`workers` 0 this process reads them itself"
+                ) from error
             yield batch
     finally:
         ended.set()
 
 
-def _explain(error: Exception, workers: list[BaseProcess], killed: list[int]) -> Exception:
-    """Say what has become of the processes; an error that comes from the data itself stays as it is."""
+def _explain(error: Exception, workers: list[BaseProcess], killed: list[int]) -> str | None:
+    """Say what has become of the processes; None where the error comes from the data itself."""
     if killed:
-        what = "data loading processes were stopped from outside"
-    elif "Original Traceback" in str(error):
-        return error
-    elif "timed out" in str(error):
-        what = f"data loading processes have given nothing for {PATIENCE // 60} minutes"
-    elif not all(map(_is_there, workers)):
-        what = f"a data loading process ended ({error}), perhaps for want of memory"
-    else:
-        return error
-    return LoadingError(
-        f"{what}: see that the images can be read and memory suffices; fewer `workers` need less, and with `workers` 0 "
-        "this process reads them itself"
-    )
+        return "data loading processes were stopped from outside"
+    if "Original Traceback" in str(error):
+        return None
+    if "timed out" in str(error):
+        return f"data loading processes have given nothing for {PATIENCE // 60} minutes"
+    if not all(map(_is_there, workers)):
+        return f"a data loading process ended ({error}), perhaps for want of memory"
+    return None
 
 
 def _end_stopped(workers: list[BaseProcess], killed: list[int], ended: threading.Event) -> None:

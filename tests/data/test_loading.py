@@ -75,8 +75,9 @@ def test_processes_that_give_nothing_are_given_up(monkeypatch):
 
 
 def test_an_error_of_the_data_set_stays_its_own():
-    with pytest.raises(RuntimeError, match="this one is broken"):
+    with pytest.raises(RuntimeError, match="this one is broken") as error:
         read(broken=5)
+    assert error.value.__cause__ is None
 
 
 @pytest.mark.parametrize(
