@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the names below once more, for type checkers
     from sf_llava.llava.positions import generate_in_place
     from sf_llava.llava.swapping import restore, swap, swapped
     from sf_llava.model.loading import load_encoder
+    from sf_llava.model.packing import pack_for_cpu
     from sf_llava.model.sparseformer import SparseFormerModel, SparseFormerOutput
     from sf_llava.teachers import load_teacher
 
@@ -34,6 +35,7 @@ __all__ = [
     "load_encoder",
     "load_llava",
     "load_teacher",
+    "pack_for_cpu",
     "preset",
     "restore",
     "swap",
@@ -50,6 +52,7 @@ _HOMES = {
     "SparseFormerModel": "sf_llava.model",
     "SparseFormerOutput": "sf_llava.model",
     "load_encoder": "sf_llava.model.loading",
+    "pack_for_cpu": "sf_llava.model.packing",
     "load_llava": "sf_llava.llava",
     "load_teacher": "sf_llava.teachers",
     "swap": "sf_llava.llava",

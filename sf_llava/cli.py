@@ -84,7 +84,7 @@ NON_NEGATIVE = Number(float, 0)
 FRACTION = Number(float, 0, 1)
 
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 OLD_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -133,7 +133,12 @@ RENAMED = {"bits": {"--load-in-4bit": "--bits 4", "--load-in-8bit": "--bits 8"}}
 """By the flag that took their place: old spellings, and what to write now."""
 FLAGS: dict[str, dict[str, Any]] = {
     "device": dict(default="auto", help="auto, cpu, cuda, cuda:1 ...; auto: the GPU where there is one (%(default)s)"),
-    "dtype": dict(default="fp32", type=precision, choices=PRECISIONS, help="of weights and arithmetic (%(default)s)"),
+    "dtype": dict(
+        default="fp32",
+        type=precision,
+        choices=PRECISIONS,
+        help="of weights and arithmetic; auto: what is fast here, bf16 but on a CPU without AMX (%(default)s)",
+    ),
     "bits": dict(type=int, choices=[4, 8], help="load the LLM in so many bits (bitsandbytes)"),
     "workers": dict(
         type=THREADS_OR_AUTO, metavar="N", help="processes that decode; 0: this one (default: by the cores)"

@@ -37,6 +37,33 @@ def as_dtype_to_load(dtype: torch.dtype | str) -> torch.dtype | str:
     return dtype if dtype == AUTO else as_dtype(dtype, also=[AUTO])
 
 
+def choose_precision(name: str, device: torch.device | str) -> str:
+    """Turn ``auto`` into the precision that is fast on a device; fp32, fp16 and bf16 stay.
+
+    On a CPU that is bf16 with AMX, whose products are several times as fast, and fp32 without: there bf16 is three to
+    four times slower. On a CUDA device it is bf16, or fp16 where bf16 is emulated.
+
+    Args:
+        name: fp32, fp16, bf16 or auto.
+        device: where is computed.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name != AUTO:
+        as_dtype(name, also=[AUTO])
+        return name
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if kind == "cpu" and has_amx() else "fp32"
+
+
+def has_amx() -> bool:
+    """Tell whether the CPU has matrix units for bf16 (Intel's AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def choose_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` ... into this process's device; starts accelerate's processes, if any.
 

@@ -42,7 +42,7 @@ MOVED = {
     "digests": "weights.digests",
     "evaluation": "measure",
     "evaluation.attention": "teachers.attention",
-    "evaluation.baselines": "experiments.baselines",
+    "evaluation.baselines": "measure.baselines",
     "evaluation.embeddings": "measure.embeddings",
     "evaluation.encoders": "measure.encoders",
     "evaluation.retrieval": "retrieval.run",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sf_llava.devices import has_amx
 from sf_llava.files import write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,18 @@ def device_name(device: str) -> str:
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model} ({capability}{', AMX' if torch.cpu._is_amx_tile_supported() else ''})"
+    return f"{model} ({capability}{', AMX' if has_amx() else ''})"
+
+
+def device_kind(device: str) -> str:
+    """Name what speeds are comparable on, for a file: ``cuda``, or ``cpu_`` with its widest instructions.
+
+    ``cpu_avx2``, ``cpu_avx512``, ``cpu_amx``; ``cpu_default`` on processors of another kind.
+    """
+    kind = torch.device(device).type
+    if kind != "cpu":
+        return kind
+    return f"cpu_{'amx' if has_amx() else torch.backends.cpu.get_cpu_capability().lower()}"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

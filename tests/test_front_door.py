@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
 
 
 def test_every_name_is_there_and_an_unknown_one_lists_them():
-    assert len(sf_llava.__all__) == len(set(sf_llava.__all__)) == 13
+    assert len(sf_llava.__all__) == len(set(sf_llava.__all__)) == 14
     for name in sf_llava.__all__:
         assert getattr(sf_llava, name).__name__ == name and name in dir(sf_llava)
     with pytest.raises(AttributeError, match=r"no attribute 'load_lava'; it offers .*load_llava, .*swapped"):

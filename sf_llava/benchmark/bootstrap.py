@@ -24,7 +24,7 @@ from sf_llava.data.names import open_images
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.model import SparseFormerModel
 from sf_llava.ops import force
-from sf_llava.report import report, save
+from sf_llava.report import device_kind, report, save
 from sf_llava.teachers.architectures import build_image_tower
 from sf_llava.teachers.compiled import compile_frozen
 
@@ -35,12 +35,12 @@ PARTS = ("data", "teacher", "student", "optimizer")
 def run(
     output: Path, pairs: list[str], batch_size: int, data: str, device: str, dtype: str, repeats: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Measure a step of every pair, print two tables; ``bootstrap_DEVICE_DTYPE.json`` is written after every pair."""
+    """Measure a step of every pair, print two tables; ``bootstrap_KIND_DTYPE.json`` is written after every pair."""
     torch.manual_seed(seed)
     rows = []
     for name in pairs:
         rows.append(_measure(name, batch_size, data, device, getattr(torch, dtype), repeats))
-        file = f"bootstrap_{torch.device(device).type}_{dtype}"
+        file = f"bootstrap_{device_kind(device)}_{dtype}"
         path = save(output, file, device, rows, dtype=dtype, repeats=repeats, data=data)
     header = ["pair", "batch", *(f"{part} ms" for part in PARTS), "img/s", "data img/s", "student faster"]
     report(f"A bootstrap step, {dtype}", header, [_cells(row) for row in rows], path)

@@ -8,6 +8,7 @@ allocates beside them at its peak; what a CUDA graph holds is not counted.
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sf_llava.benchmark.timing import capture, interleave, paired_ratio, peak_memory
+from sf_llava.benchmark.peers import SIDES, Peer, open_peers, peer_cells
+from sf_llava.benchmark.timing import Timing, capture, interleave, paired_ratio, peak_memory
 from sf_llava.configuration import preset
 from sf_llava.extras import require
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds
-from sf_llava.report import device_name, plot_throughput, report, save
+from sf_llava.report import device_kind, device_name, plot_throughput, report, save
 from sf_llava.teachers.architectures import build_image_tower
 
 
@@ -53,26 +55,32 @@ def run(
     dtype: str,
     repeats: int,
     seed: int,
+    peers: bool = False,
 ) -> list[dict[str, Any]]:
-    """Time every pair at every batch size in every mode, print the table, write ``encoder_DEVICE_DTYPE.json``, a plot.
+    """Time every pair at every batch size in every mode, print the table, write ``encoder_KIND_DTYPE.json``, a plot.
 
-    The file is written again after every row. With ``compiled`` alone its name ends so: compiling takes minutes.
+    The file is written again after every row. With ``compiled`` alone its name ends so: compiling takes minutes. With
+    ``peers`` the eager rows also hold what else could be taken, see :mod:`sf_llava.benchmark.peers`.
     """
     require("the plot of this table", "matplotlib")
     torch.manual_seed(seed)
     largest = max(batch_sizes)
     rows: list[dict[str, Any]] = []
-    built = None
-    file = f"encoder_{torch.device(device).type}_{dtype}" + ("_compiled" if modes == ["compiled"] else "")
-    for name, batch_size, mode in itertools.product(pairs, batch_sizes, modes):
-        if built is None or built.name != name:
-            built = Built(name, device, getattr(torch, dtype))
-        rows.append(_measure(built, batch_size, mode, device, repeats))
-        path = save(output, file, device, rows, dtype=dtype, repeats=repeats)
-        if batch_size == largest:
-            plot_throughput(path.with_suffix(".png"), rows, f"{device_name(device)}, {dtype}")
+    none: dict[str, Peer] = {}
+    file = f"encoder_{device_kind(device)}_{dtype}" + ("_compiled" if modes == ["compiled"] else "")
+    for name in pairs:
+        built = Built(name, device, getattr(torch, dtype))
+        with open_peers(built.pair.teacher, built.encoders) if peers else nullcontext(none) as beside:
+            for batch_size, mode in itertools.product(batch_sizes, modes):
+                rows.append(_measure(built, batch_size, mode, device, repeats, beside if mode == "eager" else {}))
+                path = save(output, file, device, rows, dtype=dtype, repeats=repeats)
+                if batch_size == largest:
+                    plot_throughput(path.with_suffix(".png"), rows, f"{device_name(device)}, {dtype}")
     header = ["pair", "batch", "mode", "ours img/s", "CLIP img/s", "faster", "±", "ratio", "of it", "MiB", "CLIP MiB"]
     report(f"Encoder beside CLIP, {dtype}", header, [_cells(row) for row in rows], path)
+    if peers:
+        header = ["pair", "batch", "beside", "ours img/s", "theirs img/s", "faster"]
+        report(f"Encoder beside its peers, {dtype}", header, peer_cells(rows), path)
     return rows
 
 
@@ -91,13 +99,16 @@ class Built:
         self.ratio = count_multiply_adds(teacher, size) / whole
 
 
-def _measure(built: Built, batch_size: int, mode: str, device: str, repeats: int) -> dict[str, Any]:
-    """Time both encoders on one batch in one mode."""
+def _measure(
+    built: Built, batch_size: int, mode: str, device: str, repeats: int, peers: dict[str, Peer]
+) -> dict[str, Any]:
+    """Time both encoders on one batch in one mode, and their peers in the same run."""
     pair, encoders = built.pair, built.encoders
     pixels = torch.randn(batch_size, 3, pair.image_size, pair.image_size, device=device, dtype=built.dtype)
     with torch.inference_mode():
         runs = {key: _prepare(encoder, pixels, mode) for key, encoder in encoders.items()}
-        timings = interleave(runs, device, repeats)
+        both = {f"{side} {name}": _call(getattr(peer, side), pixels) for name, peer in peers.items() for side in SIDES}
+        timings = interleave(runs | both, device, repeats)
         memory = {key: None if mode == "graph" else peak_memory(function, device) for key, function in runs.items()}
     speed_up = paired_ratio(timings["teacher"], timings["student"])
     measured = {
@@ -114,7 +125,16 @@ def _measure(built: Built, batch_size: int, mode: str, device: str, repeats: int
         "speed_up": speed_up,
         "multiply_add_ratio": built.ratio,
         "of_ratio": speed_up / built.ratio,
-    }
+    } | ({"peers": {name: _peer_row(timings, name) for name in peers}} if peers else {})
+
+
+def _peer_row(timings: dict[str, Timing], name: str) -> dict[str, Any]:
+    ours, theirs = (timings[f"{side} {name}"] for side in SIDES)
+    return {"ours": ours.to_dict(), "theirs": theirs.to_dict(), "speed_up": paired_ratio(theirs, ours)}
+
+
+def _call(function: Callable[[Tensor], object], pixels: Tensor) -> Callable[[], object]:
+    return lambda: function(pixels)
 
 
 def _prepare(encoder: nn.Module, pixels: Tensor, mode: str) -> Callable[[], object]:

@@ -7,8 +7,7 @@ and the mini LLaVA's image questions, through files of its embedding and of its 
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sf_llava.benchmark.encoder import Built
+from sf_llava.benchmark.runtimes import RUNTIMES, opened
 from sf_llava.benchmark.timing import interleave
 from sf_llava.data import open_labelled
 from sf_llava.export import formats
@@ -28,7 +28,7 @@ from sf_llava.measure.setup import teacher_of
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
 from sf_llava.model.sparseformer import SparseFormerOutput
-from sf_llava.report import report, save
+from sf_llava.report import device_kind, report, save
 from sf_llava.scienceqa import scoring
 from sf_llava.scienceqa.data import open_scienceqa
 from sf_llava.scienceqa.run import Answerer, Generation, answer_all
@@ -36,13 +36,6 @@ from sf_llava.teachers import load_teacher
 from sf_llava.zero_shot.run import evaluate_zero_shot
 from sf_llava.zero_shot.task import zero_shot_task
 
-RUNTIMES = {
-    "eager": None,
-    "onnxruntime": (formats.ONNX, False),
-    "openvino": (formats.OPENVINO, False),
-    "onnxruntime int8": (formats.ONNX, True),
-    "openvino int8": (formats.OPENVINO, True),
-}
 LAYER = -2  # that a LLaVA reads
 NEW_TOKENS = 64  # the mini LLaVA's answers have about twenty
 
@@ -56,7 +49,7 @@ def run(
     encoder: str | None,
     questions: int,
 ) -> list[dict[str, Any]]:
-    """Time every pair in every runtime, score ``encoder`` in them, print tables, write ``export_cpu_float32.json``.
+    """Time every pair in every runtime, score ``encoder`` in them, print tables, write ``export_KIND_float32.json``.
 
     The file is written again after every pair.
     """
@@ -64,14 +57,15 @@ def run(
         formats.require_runtime(kind, int8=True)
     torch.manual_seed(seed)
     rows: list[dict[str, Any]] = []
+    file = f"export_{device_kind('cpu')}_float32"
     for name in pairs:
         rows += _time_pair(name, batch_sizes, repeats)
-        path = save(output, "export_cpu_float32", "cpu", rows, repeats=repeats)
+        path = save(output, file, "cpu", rows, repeats=repeats)
     header = ["pair", "batch", "runtime", "ours img/s", "CLIP img/s", "faster", "beside eager", "MB", "CLIP MB"]
     report("Images a second in each runtime, float32 arithmetic", header, _cells(rows), path)
     if encoder is not None:
         scores = score(encoder, questions, seed)
-        path = save(output, "export_cpu_float32", "cpu", rows, repeats=repeats, encoder=encoder, scores=scores)
+        path = save(output, file, "cpu", rows, repeats=repeats, encoder=encoder, scores=scores)
         header = ["runtime", "top-1", "image questions", "correct", "MB"]
         cells = [
             [
@@ -85,28 +79,6 @@ def run(
         ]
         report(f"{encoder} in each runtime", header, cells, path)
     return rows
-
-
-@contextmanager
-def opened(module: nn.Module, image_size: int, threads: int = 1) -> Iterator[dict[str, tuple[Callable, int]]]:
-    """Export a module once and open it in every runtime: functions of pixels, and the bytes of their weights."""
-    with TemporaryDirectory() as scratch:
-        folders = {name: Path(scratch) / name.replace(" ", "-") for name in RUNTIMES}
-        plain = folders["onnxruntime"]
-        plain.mkdir()
-        formats.write(module, formats.ONNX, plain, image_size, "output")
-        size = sum(parameter.nbytes for parameter in module.parameters())
-        runs: dict[str, tuple[Callable, int]] = {"eager": (module, size)}
-        for name, form in RUNTIMES.items():
-            if form is None:
-                continue
-            kind, int8 = form
-            if folders[name] != plain:
-                folders[name].mkdir()
-                formats.convert(plain / formats.FILES[formats.ONNX], kind, folders[name], int8)
-            size = sum(file.stat().st_size for file in folders[name].iterdir())
-            runs[name] = formats.open_file(kind, folders[name], threads), size
-        yield runs
 
 
 def _time_pair(name: str, batch_sizes: list[int], repeats: int) -> list[dict[str, Any]]:

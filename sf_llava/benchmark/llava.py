@@ -22,7 +22,7 @@ from sf_llava.configuration import preset
 from sf_llava.extras import require
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.cortex import CortexBlock
-from sf_llava.report import device_name, plot_parts, report, save
+from sf_llava.report import device_kind, device_name, plot_parts, report, save
 
 PARTS = ("tower", "projector", "prefill", "decode")
 TEXT_TOKENS = 64
@@ -77,7 +77,7 @@ TOWERS = (
 def run(
     output: Path, llm: str, batch_size: int, device: str, dtype: str, repeats: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Time the parts behind every tower, print the table, write ``llava_LLM_DEVICE_DTYPE.json`` (after every row)."""
+    """Time the parts behind every tower, print the table, write ``llava_LLM_KIND_DTYPE.json`` (after every row)."""
     require("the plot of this table", "matplotlib")
     torch.manual_seed(seed)
     width, hidden, layers, heads = LLMS[llm]
@@ -97,7 +97,7 @@ def run(
         with _building(device, dtype):
             built = tower.build()
         rows.append(_measure(tower, built, projector, language_model, batch_size, device, repeats))
-        file = f"llava_{llm}_{torch.device(device).type}_{dtype}"
+        file = f"llava_{llm}_{device_kind(device)}_{dtype}"
         path = save(output, file, device, rows, dtype=dtype, repeats=repeats, llm=llm, text_tokens=TEXT_TOKENS)
         plot_parts(path.with_suffix(".png"), rows, f"{device_name(device)}, {dtype}, {llm} language model")
     header = ["tower", "blocks", "visual tokens", "batch", *(f"{part} ms" for part in PARTS), "to first token ms"]

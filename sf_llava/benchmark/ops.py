@@ -18,7 +18,7 @@ from torch import Tensor
 from sf_llava.benchmark.timing import capture, interleave, kept_for_backward, paired_ratio, peak_memory
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import force, sample_and_mix, sample_points
-from sf_llava.report import report, save
+from sf_llava.report import device_kind, report, save
 
 CHANNELS, POINTS, MIXING_POINTS = 64, 16, 32
 CALLS = 20
@@ -38,12 +38,12 @@ def run(
     seed: int,
     sizes: Sequence[str] = tuple(SIZES),
 ) -> list[dict[str, Any]]:
-    """Time every op at every size, print the table, write ``ops_DEVICE_DTYPE.json`` (again after every row)."""
+    """Time every op at every size, print the table, write ``ops_KIND_DTYPE.json`` (again after every row)."""
     torch.manual_seed(seed)
     rows = []
     for name, size, batch_size in itertools.product(OPS, sizes, batch_sizes):
         rows.append(_measure(name, size, batch_size, device, getattr(torch, dtype), repeats))
-        file = f"ops_{torch.device(device).type}_{dtype}"
+        file = f"ops_{device_kind(device)}_{dtype}"
         path = save(output, file, device, rows, dtype=dtype, repeats=repeats)
     memory = [f"{what} MiB: {', '.join(PATHS)}" for what in ("kept", "peak")]
     header = ["op", "size", "batch", "pass", "plain ms", "ours ms", "faster", "copy ms", "of copy", *memory]

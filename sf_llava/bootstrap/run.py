@@ -27,6 +27,7 @@ from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.loading import LoadingError
 from sf_llava.data.names import find_stream
+from sf_llava.devices import choose_precision
 from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds, count_parameters
@@ -192,13 +193,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         ModuleNotFoundError: a tracker that is not installed.
     """
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    precision = config.dtype
-    if precision == "auto" and cpu:
-        precision = "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
-    elif precision == "auto" and torch.cuda.is_available():
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    elif precision == "auto":
-        precision = "fp32"
+    accelerator = torch.accelerator.current_accelerator()
+    precision = choose_precision(config.dtype, "cpu" if cpu or accelerator is None else accelerator)
     if precision == "fp16" and cpu:
         raise ValueError("`dtype` fp16 does not train on a CPU; use bf16 or fp32")
     AcceleratorState._reset_state()  # a process may bootstrap several times, each time with a precision of its own

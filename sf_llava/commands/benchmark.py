@@ -2,7 +2,8 @@
 
     sf-llava benchmark costs        parameters and multiply-adds beside the paper's: all within 0.5 %
     sf-llava benchmark ops          sampling and mixing, plain PyTorch against the ops: the ops are faster
-    sf-llava benchmark encoder      images a second beside CLIP: about the ratio of multiply-adds
+    sf-llava benchmark encoder      images a second beside CLIP: about the ratio of multiply-adds; --peers: and beside
+                                    a cut CLIP, ToMe, B/16, files in onnxruntime and OpenVINO, float32 and int8
     sf-llava benchmark bootstrap    a training step, split into data, teacher, student, optimiser
     sf-llava benchmark llava        tower, projector, prefill and decode for 256, 128, 64 visual tokens
     sf-llava benchmark export       encoder and CLIP in onnxruntime and OpenVINO, float32 and int8; what int8 costs
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the sub-command."""
     import torch
 
-    from sf_llava.devices import as_dtype, choose_device
+    from sf_llava.devices import as_dtype, choose_device, choose_precision
 
     if arguments.command == "costs":
         from sf_llava.benchmark import cost_table
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     common = dict(
         output=arguments.output,
         device=device,
-        dtype=str(as_dtype(arguments.dtype)).removeprefix("torch."),
+        dtype=str(as_dtype(choose_precision(arguments.dtype, device))).removeprefix("torch."),
         repeats=arguments.repeats,
     )
     common["seed"] = arguments.seed
@@ -82,7 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
         ops.run(batch_sizes=arguments.batch_size, sizes=arguments.sizes, **common)
     elif arguments.command == "encoder":
         modes = arguments.modes or (["eager"] if device == "cpu" else ["eager", "graph", "compiled"])
-        encoder.run(pairs=arguments.pairs, batch_sizes=arguments.batch_size, modes=modes, **common)
+        what = {name: getattr(arguments, name) for name in ("pairs", "peers")}
+        encoder.run(batch_sizes=arguments.batch_size, modes=modes, **what, **common)
     elif arguments.command == "bootstrap":
         bootstrap.run(pairs=arguments.pairs, batch_size=arguments.batch_size, data=arguments.data, **common)
     else:
@@ -97,7 +99,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     device = argparse.ArgumentParser(add_help=False)
     cli.add_flags(device, "device")
     timed = argparse.ArgumentParser(add_help=False)
-    cli.add_flags(timed, "dtype", "seed", dtype="bf16")
+    cli.add_flags(timed, "dtype", "seed", dtype="auto")
     timed.add_argument("--repeats", type=REPEATS, default=10, help="repetitions after the warm-up")
     pairs = argparse.ArgumentParser(add_help=False)
     pairs.add_argument("--pairs", nargs="+", default=PAIRS[:2], choices=PAIRS, help="SparseFormers beside their CLIP")
@@ -109,6 +111,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     sizes = [1, 8, 32, 128]
     encoder.add_argument(
         "--batch-size", type=cli.BATCH, nargs="+", default=sizes, metavar="N", help="images at once (1 8 32 128)"
+    )
+    encoder.add_argument(
+        "--peers",
+        action="store_true",
+        help="in the same run, what else could be taken: a cut CLIP, ToMe, B/16, exported files",
     )
     encoder.add_argument("--modes", nargs="+", choices=["eager", "graph", "compiled"], help="default: all; CPU: eager")
     exported = commands.add_parser("export", parents=[output, pairs], help="exported files beside eager PyTorch")

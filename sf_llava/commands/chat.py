@@ -40,7 +40,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="DIR",
         help="SparseFormer or its run (mini: the quickstart's); several with different latents can be chosen from",
     )
-    cli.add_flags(parser, "tower", "conversation", "device", "dtype", "bits", "seed")
+    cli.add_flags(parser, "tower", "conversation", "device", "dtype", "bits", "seed", dtype="auto")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
     parser.add_argument(
         "--port", type=cli.Number(int, 1, 65535), metavar="N", help="default: 7860 or the next free one"
@@ -96,7 +96,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     import transformers
 
     from sf_llava.demo.engine import Engine
-    from sf_llava.devices import as_dtype, choose_device
+    from sf_llava.devices import as_dtype, choose_device, choose_precision
     from sf_llava.llava.conversations import chat_template
     from sf_llava.llava.loading import load_llava
 
@@ -105,7 +105,9 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     encoders, hint = arguments.encoder, ""
     if mini := arguments.model == MINI:
         encoders, hint = choose_mini(encoders)
-    placement: dict[str, Any] = {"device_map": {"": choose_device(arguments.device)}}
+    device = choose_device(arguments.device)
+    arguments.dtype = choose_precision(arguments.dtype, device)
+    placement: dict[str, Any] = {"device_map": {"": device}}
     if arguments.bits:
         from sf_llava.llava.quantisation import quantisation_config
 

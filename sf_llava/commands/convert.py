@@ -61,7 +61,11 @@ def main(argv: list[str]) -> None:
     llava = commands.add_parser("llava", help="a LLaVA directory in the llava package's format")
     llava.add_argument("directory", help="the directory: config.json with mm_vision_tower, weights, tokenizer")
     llava.add_argument("output", help=OUTPUT_HELP)
-    cli.add_flags(llava, "dtype", "tower", dtype="fp16")
+    precisions = ["fp32", "fp16", "bf16"]
+    llava.add_argument(
+        "--dtype", default="fp16", type=cli.precision, choices=precisions, help="of weights (%(default)s)"
+    )
+    cli.add_flags(llava, "tower")
     llava.add_argument(
         "--conversation",
         default="vicuna_v1",

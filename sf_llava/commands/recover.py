@@ -54,7 +54,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     parser.add_argument("--save-steps", type=cli.POSITIVE_INT, default=100, metavar="N", help="(%(default)s)")
-    parser.add_argument("--dtype", type=cli.precision, choices=["fp32", "bf16"], default="fp32", help="(%(default)s)")
+    precisions = ["auto", "fp32", "bf16"]
+    parser.add_argument("--dtype", type=cli.precision, choices=precisions, default="fp32", help="(%(default)s)")
     cli.add_flags(parser, "max-new-tokens", "batch-size", "tower", "conversation", "device", batch_size=32)
     cli.add_flags(parser, "output", "seed", "workers", output="runs/recover")
     arguments = cli.parse(parser, argv)
@@ -75,13 +76,15 @@ def main(argv: list[str]) -> None:
     require("recovery", "peft")
 
     from sf_llava.data.loading import choose_workers
-    from sf_llava.devices import choose_device
+    from sf_llava.devices import choose_device, choose_precision
     from sf_llava.files import locked
     from sf_llava.model.loading import find_encoder
     from sf_llava.tuning.run import Recovery, recover
 
     find_encoder(arguments.encoder)
-    choose_device(arguments.device)
+    device = choose_device(arguments.device)
+    fast = choose_precision(arguments.dtype, device)
+    arguments.dtype = "fp32" if fast == "fp16" else fast  # in which nothing is tuned
     arguments.workers = choose_workers(arguments.workers)
     names = vars(arguments)
     steps = {"steps": arguments.steps or 0, "bf16": arguments.dtype == "bf16"}

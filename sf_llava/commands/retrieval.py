@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from sf_llava.data.loading import choose_workers
-    from sf_llava.devices import choose_device
+    from sf_llava.devices import choose_device, choose_precision
     from sf_llava.files import require_writable_file
     from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
     arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
+    arguments.dtype = choose_precision(arguments.dtype, device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     data = open_captions(arguments.data, arguments.images)
     if arguments.limit is not None:

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from sf_llava.devices import choose_device
+    from sf_llava.devices import choose_device, choose_precision
     from sf_llava.files import locked
     from sf_llava.model.loading import find_encoder
 
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     on_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # the shares of processes can differ by hours
     device = choose_device(arguments.device)
+    arguments.dtype = choose_precision(arguments.dtype, device)
     with locked(arguments.output) if state.is_main_process else nullcontext(), cli.when_stopped(kept(arguments)):
         answer(arguments, towers, state, device)
 

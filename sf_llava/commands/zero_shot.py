@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
 
     from sf_llava.data import open_labelled
     from sf_llava.data.loading import choose_workers
-    from sf_llava.devices import choose_device
+    from sf_llava.devices import choose_device, choose_precision
     from sf_llava.files import require_writable_file
     from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
@@ -66,6 +66,7 @@ def main(argv: list[str]) -> None:
     arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
+    arguments.dtype = choose_precision(arguments.dtype, device)
     encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     images = open_labelled(arguments.data)
     teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)

@@ -15,7 +15,7 @@ from sf_llava import files
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.data import open_labelled
-from sf_llava.experiments.baselines import MergedTeacher, PooledTeacher, reduced_candidate
+from sf_llava.measure.baselines import MergedTeacher, PooledTeacher, reduced_candidate
 from sf_llava.measure.encoders import Candidate, student_candidate, teacher_candidate
 from sf_llava.measure.store import EmbeddingStore
 from sf_llava.model.costs import count_multiply_adds

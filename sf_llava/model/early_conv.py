@@ -4,6 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PART_BYTES = 2**24
+"""Of the convolution's output at a time, on a CPU: larger ones come from the system page by page and go back to it,
+which takes a sixth of the time."""
+
 
 class EarlyConvolution(nn.Module):
     """Convolve 7x7 with stride 2, pool, rectify, normalise the channels.
@@ -19,6 +23,20 @@ class EarlyConvolution(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map (B, 3, S, S) normalised pixels to (B, S/4, S/4, C) features, channels last."""
+        if _may_be_parted(pixel_values):
+            side = pixel_values.shape[-1] // 2
+            images = max(1, PART_BYTES // (self.channels * side**2 * pixel_values.element_size()))
+            if images < pixel_values.shape[0]:
+                return torch.cat([self._convolve(part) for part in pixel_values.split(images)])
+        return self._convolve(pixel_values)
+
+    def _convolve(self, pixel_values: Tensor) -> Tensor:
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = F.max_pool2d(self.conv(pixel_values), kernel_size=3, stride=2, padding=1).relu()
         return F.layer_norm(features.permute(0, 2, 3, 1), (self.channels,), eps=1e-5)
+
+
+def _may_be_parted(pixel_values: Tensor) -> bool:
+    """Tell whether nothing is kept for a backward, and no graph is made that must serve other sizes."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return pixel_values.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced

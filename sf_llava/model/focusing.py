@@ -43,11 +43,16 @@ class SamplingBlock(KeepsFloat32, GradientCheckpointingLayer):
         self.position = ShardedLinear(width, width)
 
     def forward(self, tokens: Tensor, features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Update tokens (B, N, width) from features (B, H, W, C) under rois (B, N, 4); return the raw offsets too."""
+        """Update tokens (B, N, width) from features (B, H, W, C) under rois (B, N, 4); return the raw offsets too.
+
+        One image's tokens (1, N, width) and RoIs (1, N, 4) may stand for those of all: what depends on them alone is
+        then computed once.
+        """
         rois = to_geometry(rois)
+        batch = features.shape[0]
         offsets = self.offsets(self.offset_norm(tokens)).to(rois.dtype) + self.offset_bias
-        offsets = offsets.unflatten(-1, (-1, 2))  # [B, N, P, 2]
-        tokens = tokens + self.mixing(tokens, features, rois, offsets)
+        offsets = offsets.unflatten(-1, (-1, 2)).expand(batch, -1, -1, -1)  # [B, N, P, 2]
+        tokens = tokens + self.mixing(tokens, features, rois.expand(batch, -1, -1), offsets)
         encoding = encode_positions(rois, tokens.shape[-1]).to(tokens.dtype)
         return tokens + self.position(self.position_norm(encoding)), offsets
 
@@ -67,7 +72,7 @@ class FocusingBlock(GradientCheckpointingLayer):
         self.roi_deltas = nn.Linear(width, 4, bias=False)
 
     def forward(self, tokens: Tensor, features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Return updated tokens (B, N, d) and RoIs (B, N, 4)."""
+        """Return updated tokens (B, N, d) and RoIs (B, N, 4); see :class:`SamplingBlock` for what may come in."""
         tokens, _ = self.sampling(tokens, features, rois)
         tokens = self.transformer(tokens)
         deltas = self.roi_deltas(nn.functional.gelu(self.roi_hidden(self.roi_norm(tokens))))
@@ -89,12 +94,13 @@ class FocusingTransformer(KeepsFloat32):
 
     def forward(self, features: Tensor) -> Focus:
         """Focus on features (B, H, W, C)."""
-        batch, latents = features.shape[0], self.initial_rois.shape[0]
         dtype = self.block.roi_norm.weight.dtype
-        tokens = self.latent_embedding.to(dtype).expand(batch, latents, -1)
-        rois = to_geometry(self.initial_rois).expand(batch, -1, -1)
+        # All images start alike. So do all latents, but products with a single row depend on where its factors lie in
+        # memory: the bits of a model would be others when it is loaded again.
+        rois = to_geometry(self.initial_rois)[None]  # [1, N, 4]
+        tokens = self.latent_embedding.to(dtype).expand(1, rois.shape[1], -1)
         features = prepare_map(features)
-        history = [rois]
+        history = [rois.expand(features.shape[0], -1, -1)]
         for stage in self.stage_embedding:
             tokens, rois = self.block(tokens + stage.to(dtype), features, rois)
             history.append(rois)

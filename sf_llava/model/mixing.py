@@ -28,7 +28,7 @@ class AdaptiveMixing(nn.Module):
         """Decode what lies under the RoIs, under the guidance of the tokens.
 
         Args:
-            tokens: (B, N, d).
+            tokens: (B, N, d), or (1, N, d) that stand for those of all images.
             features: (B, H, W, C), channels last.
             rois: (B, N, 4) corners as image fractions.
             offsets: (B, N, P, 2) raw sampling offsets.
@@ -36,5 +36,5 @@ class AdaptiveMixing(nn.Module):
         Returns:
             (B, N, d) update of the tokens.
         """
-        parameters = self.generate(self.reduce(self.norm(tokens)))  # [B, N, C C + Q P]
+        parameters = self.generate(self.reduce(self.norm(tokens))).expand(rois.shape[0], -1, -1)  # [B, N, C C + Q P]
         return self.proj(sample_and_mix(features, rois, offsets, parameters))

@@ -1,9 +1,12 @@
-"""Image towers with random weights, where only their shape and speed count (benchmarks), and the mini teacher."""
+"""Image towers and teachers with random weights, where speed alone counts (benchmarks), and the mini teacher."""
+
+from typing import Any
 
 from torch import nn
 
 from sf_llava.extras import require
 from sf_llava.teachers import load_teacher
+from sf_llava.teachers.base import Teacher
 
 
 def build_image_tower(name: str) -> nn.Module:
@@ -20,12 +23,7 @@ def build_image_tower(name: str) -> nn.Module:
         return load_teacher(name)
     family, _, model = name.partition(":")
     if family == "open_clip":
-        require(f"image tower {name}", "open_clip")
-        import open_clip
-
-        if model not in open_clip.list_models():
-            raise ValueError(f"open_clip has no model {model!r}; open_clip.list_models() lists them")
-        tower = open_clip.CLIP(**open_clip.get_model_config(model)).visual
+        tower = _build_clip(model).visual
     elif family == "timm":
         require(f"image tower {name}", "timm")
         import timm
@@ -36,3 +34,26 @@ def build_image_tower(name: str) -> nn.Module:
     else:
         raise ValueError(f"unknown image tower {name!r}; expected open_clip:MODEL, timm:MODEL or mini")
     return tower.eval().requires_grad_(False)
+
+
+def build_teacher(name: str) -> Teacher:
+    """Build the teacher ``open_clip:MODEL``, random, or load ``mini``; see :func:`build_image_tower`."""
+    if name == "mini":
+        return load_teacher(name)
+    family, _, model = name.partition(":")
+    if family != "open_clip":
+        raise ValueError(f"unknown random teacher {name!r}; expected open_clip:MODEL or mini")
+    clip = _build_clip(model)
+    from sf_llava.teachers.open_clip_teacher import OpenClipTeacher
+
+    preprocess = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    return OpenClipTeacher(name, clip, model, preprocess)
+
+
+def _build_clip(model: str) -> Any:
+    require(f"image tower open_clip:{model}", "open_clip")
+    import open_clip
+
+    if model not in open_clip.list_models():
+        raise ValueError(f"open_clip has no model {model!r}; open_clip.list_models() lists them")
+    return open_clip.CLIP(**open_clip.get_model_config(model))

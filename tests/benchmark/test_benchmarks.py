@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from sf_llava.benchmark import bootstrap, encoder, everything, export, llava, ops, targets
+from sf_llava.benchmark.peers import SIDES, open_peers
 from sf_llava.benchmark.timing import Timing, interleave, kept_for_backward, paired_ratio, peak_memory
 from sf_llava.commands import benchmark as command
 from sf_llava.configuration import PRESETS, preset
 from sf_llava.export import formats
 from sf_llava.model import SparseFormerModel
+from sf_llava.report import device_kind
 from sf_llava.zero_shot.task import zero_shot_task
 
 
@@ -32,7 +34,7 @@ def test_ratios_are_paired_and_spread_is_relative():
 def test_ops_are_timed_beside_a_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(ops, "SIZES", {"small": (4, 8)})
     ops.run(tmp_path, [2], "cpu", "float32", repeats=2, seed=0, sizes=["small"])
-    rows = json.loads((tmp_path / "ops_cpu_float32.json").read_text())["rows"]
+    rows = json.loads((tmp_path / f"ops_{device_kind('cpu')}_float32.json").read_text())["rows"]
     assert [row["op"] for row in rows] == ["sample_points", "sample_and_mix"]
     for row in rows:
         assert row["forward"]["bytes_moved"] < row["forward and backward"]["bytes_moved"]
@@ -54,10 +56,10 @@ def test_encoders_are_timed_in_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "PAIRS", {"mini": encoder.Pair("sf-mini", 16, "tiny", 64)})
     monkeypatch.setattr(encoder, "build_image_tower", lambda name: Tiny())
     encoder.run(tmp_path, ["mini"], [1, 2], ["eager"], "cpu", "float32", repeats=2, seed=0)
-    written = json.loads((tmp_path / "encoder_cpu_float32.json").read_text())
+    written = json.loads((tmp_path / f"encoder_{device_kind('cpu')}_float32.json").read_text())
     assert [row["batch_size"] for row in written["rows"]] == [1, 2]
     assert written["environment"]["threads"] == torch.get_num_threads()
-    assert (tmp_path / "encoder_cpu_float32.png").stat().st_size > 1000
+    assert (tmp_path / f"encoder_{device_kind('cpu')}_float32.png").stat().st_size > 1000
 
 
 def test_exported_files_are_timed_and_scored_beside_the_model(tmp_path, monkeypatch):
@@ -73,7 +75,7 @@ def test_exported_files_are_timed_and_scored_beside_the_model(tmp_path, monkeypa
     monkeypatch.setattr(encoder, "build_image_tower", lambda name: Tiny())
     monkeypatch.setattr(export, "zero_shot_task", partial(zero_shot_task, limit=20))
     export.run(tmp_path, ["mini"], [1, 2], repeats=2, seed=0, encoder=str(tmp_path / "encoder"), questions=6)
-    written = json.loads((tmp_path / "export_cpu_float32.json").read_text())
+    written = json.loads((tmp_path / f"export_{device_kind('cpu')}_float32.json").read_text())
     assert [row["batch_size"] for row in written["rows"]] == [1, 2]
     assert all(row["student"].keys() == row["teacher"].keys() == export.RUNTIMES.keys() for row in written["rows"])
     first, *others = ({**score, "runtime": None} for score in written["settings"]["scores"])
@@ -99,7 +101,22 @@ def test_llava_is_timed_in_parts_and_its_towers_stop_early(tmp_path, monkeypatch
     assert [row["blocks"] for row in rows] == [2, 2]
     assert rows[1]["kv_cache_bytes"] == 2 * (4 + llava.TEXT_TOKENS) * 32 * 4
     assert rows[0]["weight_bytes"] > rows[0]["peak_bytes"] > 0
-    assert (tmp_path / "llava_mini_cpu_float32.png").stat().st_size > 1000
+    assert (tmp_path / f"llava_mini_{device_kind('cpu')}_float32.png").stat().st_size > 1000
+
+
+def test_what_else_could_be_taken_does_the_same_job():
+    built = encoder.Built("sf-mini", "cpu", torch.float32)
+    pixels = torch.randn(2, 3, 64, 64)
+    with open_peers("mini", built.encoders) as peers, torch.inference_mode():
+        shapes = {name: [getattr(peer, side)(pixels) for side in SIDES] for name, peer in peers.items()}
+    cut = shapes.pop("CLIP up to layer -2")
+    assert cut[0].hidden_states[-2].shape == (2, 17, 128) and cut[1].shape == (2, 65, 128)
+    teacher, student = (built.encoders[side](pixels) for side in ("teacher", "student"))
+    for name, (ours, theirs) in shapes.items():
+        ours = getattr(ours, "image_embeds", ours)
+        torch.testing.assert_close(ours, student.image_embeds, atol=0.1, rtol=0.1), name
+        assert theirs.shape == teacher.shape
+    assert {"CLIP, tokens merged to a quarter", "CLIP, ours packed", "CLIP, both in openvino int8"} <= shapes.keys()
 
 
 def test_peak_memory_counts_what_lives_at_the_same_time():

@@ -17,7 +17,7 @@ OWN = {
     },  # by the model; several at once
     "conversation": {"convert llava"},  # has no model whose own there is
     "device": {"reproduce", "swap-table"},  # train, on what accelerate chooses
-    "dtype": {"reproduce", "publish", "recover"},  # keeps what the weights were saved in; those that can be trained in
+    "dtype": {"reproduce", "publish", "recover", "convert llava"},  # those that can be trained in; those of files
     "seed": {"reproduce", "visualize"},  # the first one; which pictures
     "teacher": {"reproduce", "visualize"},  # what is trained for, or nothing
     "model": {"swap-table"},

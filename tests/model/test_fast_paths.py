@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sf_llava.configuration import preset
-from sf_llava.model import SparseFormerModel
+from sf_llava.model import SparseFormerModel, early_conv
 from sf_llava.model.cortex import Mlp
 from sf_llava.model.early_conv import EarlyConvolution
 from sf_llava.ops import force
@@ -43,6 +43,39 @@ def test_early_convolution_equals_the_official_order(dtype, tolerance):
     expected = centred / (maps.var(dim=1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     assert relative(early(pixels), expected.permute(0, 2, 3, 1)) < tolerance
     assert early(pixels).is_contiguous()
+
+
+def test_many_pixels_are_convolved_in_parts(monkeypatch):
+    early, pixels = EarlyConvolution(8), make_images(torch.float32)
+    whole, seen = early(pixels), []
+    monkeypatch.setattr(early_conv, "PART_BYTES", 2 * 8 * 32 * 32 * 4)  # of two images
+    early.conv.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(early(pixels), whole)
+    early(pixels)  # for a backward all is kept, so that nothing is gained
+    assert seen == [2, 1, 3]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
+def test_images_that_start_alike_are_as_if_each_started_alone(dtype, tolerance):
+    model, pixels = make_model(dtype), make_images(dtype)
+
+    def outcome() -> list[torch.Tensor]:
+        output = model(pixels, output_hidden_states=True)
+        loss = output.image_embeds.square().sum() + output.rois.square().sum() + output.hidden_states[-2].square().sum()
+        return [
+            output.image_embeds,
+            output.rois,
+            *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True),
+        ]
+
+    shared = outcome()
+    model.focusing.block.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].expand(3, -1, -1), inputs[1], inputs[2].expand(3, -1, -1))
+    )
+    for ours, expected in zip(shared, outcome(), strict=True):
+        assert (ours is None) == (expected is None)
+        assert ours is None or relative(ours, expected) < tolerance or expected.norm() == 0
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)

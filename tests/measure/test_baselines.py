@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sf_llava.experiments.baselines import MergedTeacher, PooledTeacher, merge_tokens, pool_tokens, reduced_candidate
+from sf_llava.measure.baselines import MergedTeacher, PooledTeacher, merge_tokens, pool_tokens, reduced_candidate
 from sf_llava.model.costs import count_multiply_adds
 
 
