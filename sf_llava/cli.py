@@ -141,7 +141,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     ),
     "bits": dict(type=int, choices=[4, 8], help="load the LLM in so many bits (bitsandbytes)"),
     "workers": dict(
-        type=THREADS_OR_AUTO, default=0, metavar="N", help="processes that decode; 0: this one (%(default)s)"
+        type=THREADS_OR_AUTO, metavar="N", help="processes that decode; 0: this one (default: by the cores)"
     ),
     "threads": dict(type=THREADS_OR_AUTO, default=0, metavar="N", help="of the CPU; 0: torch's choice (%(default)s)"),
     "batch-size": dict(type=BATCH, metavar="N", help="images at once (%(default)s)"),

@@ -7,6 +7,7 @@ EXTRAS = {
     "timm": "teachers",
     "datasets": "data",
     "pyarrow": "data",
+    "webdataset": "data",
     "matplotlib": "plots",
     "tensorboard": "tensorboard",
     "wandb": "wandb",

@@ -2,7 +2,7 @@
 
 The teacher is random and frozen, on a GPU compiled ("plain" in the file: not); the student has its shape; half of the
 cortex is frozen as in the paper. The data path
-(read, crop, flip, normalise) is timed alone, in one process: ``workers`` of the trainer multiply it. The student's
+(read, crop, flip, collate) is timed alone, in one process: ``workers`` of the trainer multiply it. The student's
 forward and backward is measured with plain PyTorch, with what the encoder uses ("ours"), and with the fused ops, which
 on a GPU are the same: bytes kept for the backward, and the peak beyond weights and optimiser, gradients included.
 """
@@ -67,7 +67,7 @@ def _measure(name: str, batch_size: int, data: str, device: str, dtype: torch.dt
         seed=0,
     )
     keys = [(0, index % len(images)) for index in range(batch_size)]
-    batch = collate([images[key] for key in keys])["pixel_values"].to(device)
+    batch = images.normalise(collate([images[key] for key in keys])["pixels"].to(device))
     with torch.no_grad():
         target = teacher(batch.to(dtype)).float()
     compiled = compile_frozen(teacher, batch.to(dtype)) if on_gpu else teacher

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 from sf_llava.data.bootstrap_images import BootstrapImages, collate
 from sf_llava.data.loading import wait_of, watch
 from sf_llava.data.sampler import BootstrapSampler
+from sf_llava.data.streaming import BootstrapStream
 
 
 class Batch(NamedTuple):
     """What a process sees at once.
 
     Attributes:
-        pixel_values: (B + K, 3, S, S), the images, and behind them the pictures of questions.
+        pixel_values: (B + K, 3, S, S) float32, the images, and behind them the pictures of questions.
         images: (B,) int64, which images.
         questions: (K,) int64, which questions; none where no LLM is asked.
         skipped: one line for every unreadable picture that another stands for.
@@ -55,7 +56,7 @@ class MicroBatches:
 
 
 def batches(
-    images: BootstrapImages,
+    images: BootstrapImages | BootstrapStream,
     batch_size: int,
     asked: tuple[BootstrapImages, int] | None,
     loading: Loading,
@@ -78,14 +79,16 @@ def batches(
     """
     sets = [(images, batch_size), *([asked] if asked else [])]
     loaders = [_micro_batches(pictures, size, loading, accelerator, step) for pictures, size in sets]
-    return _join(loaders, accelerator.device)
+    return _join(loaders, images, accelerator.device)
 
 
-def _join(loaders: list[Iterator[dict[str, Any]]], device: torch.device) -> Iterator[Batch]:
+def _join(
+    loaders: list[Iterator[dict[str, Any]]], images: BootstrapImages | BootstrapStream, device: torch.device
+) -> Iterator[Batch]:
     for batch, *questions in zip(*loaders, strict=True):
-        pixel_values = [part["pixel_values"].to(device, non_blocking=True) for part in (batch, *questions)]
+        pixels = [part["pixels"].to(device, non_blocking=True) for part in (batch, *questions)]
         yield Batch(
-            torch.cat(pixel_values) if questions else pixel_values[0],
+            images.normalise(torch.cat(pixels) if questions else pixels[0]),
             batch["index"],
             questions[0]["index"] if questions else torch.empty(0, dtype=torch.int64),
             [line for part in (batch, *questions) for line in part["skipped"]],
@@ -93,7 +96,7 @@ def _join(loaders: list[Iterator[dict[str, Any]]], device: torch.device) -> Iter
 
 
 def _micro_batches(
-    images: BootstrapImages, batch_size: int, loading: Loading, accelerator: Accelerator, step: int
+    images: BootstrapImages | BootstrapStream, batch_size: int, loading: Loading, accelerator: Accelerator, step: int
 ) -> Iterator[dict[str, Any]]:
     """Give the micro-batches of one set of images; see :func:`batches`."""
     processes = accelerator.num_processes
@@ -102,15 +105,12 @@ def _micro_batches(
             f"{batch_size} images or questions a step have no {processes} x {loading.parts} equal parts (processes and "
             "micro-batches): change `batch_size`, `micro_batch_size` or `llm_batch_size`"
         )
-    share = batch_size // processes
-    sampler = BootstrapSampler(len(images), share, loading.seed, accelerator.process_index, processes, start_step=step)
-    loader = DataLoader(
-        images,
-        batch_sampler=MicroBatches(sampler, share // loading.parts),
-        collate_fn=collate,
-        num_workers=loading.workers,
-        pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=loading.workers > 0,
-        timeout=wait_of(loading.workers),
-    )
-    return watch(loader)
+    share, rank = batch_size // processes, accelerator.process_index
+    options: dict[str, Any] = dict(num_workers=loading.workers, pin_memory=accelerator.device.type == "cuda")
+    if isinstance(images, BootstrapStream):  # whose first batch may lie far; it gives up waiting by itself
+        stream = images.batches(share // loading.parts, rank, processes, step * loading.parts)
+        return watch(DataLoader(stream, batch_size=None, **options))
+    sampler = BootstrapSampler(len(images), share, loading.seed, rank, processes, start_step=step)
+    micro = MicroBatches(sampler, share // loading.parts)
+    options |= dict(persistent_workers=loading.workers > 0, timeout=wait_of(loading.workers))
+    return watch(DataLoader(images, batch_sampler=micro, collate_fn=collate, **options))

@@ -51,7 +51,7 @@ class RunConfig:
     seed: int = _flag(0, "of the student's initialisation, the image order and the augmentation", SEED)
     device: Literal["auto", "cpu"] = _flag("auto", "auto: the accelerator where there is one")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = _flag("auto", "arithmetic; auto: bf16 where it is fast")
-    workers: int = _flag(1, "data loading processes a device", WORKERS)
+    workers: int | None = _flag(None, "data loading processes a device; default: by its share of the cores", WORKERS)
     threads: int = _flag(0, "CPU threads for arithmetic; 0: torch's choice", THREADS_OR_AUTO)
     log_every: int = _flag(10, "steps between log lines", POSITIVE_INT)
     trackers: str = _flag(
@@ -212,7 +212,7 @@ became of them."""
 CHANGEABLE_FIELDS = (
     *("lr", "inherited_lr_scale", "weight_decay", "beta1", "beta2", "clip_norm"),
     *("micro_batch_size", "gradient_checkpointing", "attention"),
-    *("num_processes", "device_type", "precision", "cpu_threads"),
+    *("num_processes", "device_type", "precision", "cpu_threads", "lanes"),
 )
 """Fields, and facts of the machine, that a resumption may change, which is said and logged: a way on for training that
 diverged or did not fit. With others a run would not be one run any more."""

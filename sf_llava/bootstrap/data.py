@@ -7,6 +7,8 @@ from sf_llava.bootstrap.config import DataConfig, ObjectiveConfig
 from sf_llava.bootstrap.validation import ValidationImages
 from sf_llava.data import LabelledImages, open_images, open_labelled
 from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.names import find_stream
+from sf_llava.data.streaming import BootstrapStream, ShardStream
 from sf_llava.data.subset import hold_out
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.teachers.base import Teacher
@@ -18,13 +20,13 @@ class BootstrapData:
     """The data of one run.
 
     Attributes:
-        images: augmented training images.
+        images: augmented training images, or a stream of them.
         labels: class of every training image, for the added class loss only; otherwise training labels stay unread.
         validation: preprocessed held-out images.
         task: all validation images with their classes and the zero-shot classifier, where classes are known.
     """
 
-    images: BootstrapImages
+    images: BootstrapImages | BootstrapStream
     labels: list[int] | None
     validation: ValidationImages
     task: ZeroShotTask | None
@@ -35,9 +37,11 @@ def open_data(
 ) -> BootstrapData:
     """Open training and validation images with the teacher's preprocessing at ``image_size`` pixels."""
     preprocessing = replace(teacher.preprocessing, image_size=image_size)
-    source = open_images(config.data)
+    source = find_stream(config.data) or open_images(config.data)
     labels = training_labels(config, teacher) if objective.class_loss_weight else None
     if config.val_data is None:
+        if isinstance(source, ShardStream):
+            raise ValueError("nothing can be held out of a stream for validation: name local pictures as `val_data`")
         kept, held_out = hold_out(source, config.val_images, seed)
         source, labels = kept, labels and [labels[i] for i in kept.indices]
         validation, task = ValidationImages(held_out, preprocessing, config.val_images, None), None
@@ -47,8 +51,10 @@ def open_data(
         raise ValueError("class logits need classes: name a `val_data` that has them (and `classes`)")
     crop = None if config.crop_scale_min == 1 else (config.crop_scale_min, 1.0)
     ratio = (1 / config.crop_ratio_max, config.crop_ratio_max)
-    images = BootstrapImages(source, BootstrapTransform(preprocessing, config.flip, crop, ratio), seed)
-    return BootstrapData(images, labels, validation, task)
+    transform = BootstrapTransform(preprocessing, config.flip, crop, ratio)
+    if isinstance(source, ShardStream):
+        return BootstrapData(BootstrapStream(source, transform, seed), labels, validation, task)
+    return BootstrapData(BootstrapImages(source, transform, seed), labels, validation, task)
 
 
 def training_labels(config: DataConfig, teacher: Teacher) -> list[int]:

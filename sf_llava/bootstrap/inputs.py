@@ -8,6 +8,7 @@ from torch import nn
 from sf_llava.bootstrap.data import BootstrapData
 from sf_llava.data import ImageSource
 from sf_llava.data.images import CorruptImageError
+from sf_llava.data.streaming import ShardStream
 from sf_llava.measure.store import digest_texts, digest_weights
 from sf_llava.teachers.base import Teacher
 
@@ -16,8 +17,10 @@ NUM_IMAGES = 16
 
 def digest_inputs(teacher: Teacher, data: BootstrapData) -> dict[str, str]:
     """Digest teacher and images, by the words for each."""
+    source = data.images.source
+    images = digest_texts(*source.urls) if isinstance(source, ShardStream) else digest_images(source)
     return digest_module("teacher weights", teacher) | {
-        "training images": digest_texts(digest_images(data.images.source), str(data.labels)),
+        "training images": digest_texts(images, str(data.labels)),
         "validation images": digest_texts(digest_images(data.validation.images.source), str(data.validation.labels)),
     }
 

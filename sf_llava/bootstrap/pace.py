@@ -1,7 +1,8 @@
 """How fast a run goes, and how much of its time it waits for data, since the last line that was told."""
 
 import math
-import os
+
+from sf_llava.data.loading import share_of_cores
 
 STARVED = 0.1
 """Share of the time spent waiting for data above which a run is told what would help."""
@@ -12,7 +13,7 @@ class Pace:
 
     Args:
         batch_size: images of one step, over all processes.
-        workers: data loading processes.
+        workers: data loading processes of this process.
     """
 
     def __init__(self, batch_size: int, workers: int) -> None:
@@ -47,15 +48,19 @@ class Pace:
         """Steps, and their seconds; where the first step is all there is, that one."""
         return (self.steps, (self.seconds, self.waited)) if self.steps else (1, self.first or (0.0, 0.0))
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether so much of the time is spent waiting that something should be done."""
+        return self.waiting > STARVED
+
     def advice(self) -> str:
-        """Say how many data loading processes would keep up, and whether this machine has the cores."""
-        wanted = math.ceil(self.wanted_workers)
-        cores = os.cpu_count() or 1
-        limit = f", but this machine has {cores} cores: smaller pictures, or decode them once" if wanted > cores else ""
-        return (
-            f"{self.waiting:.0%} of the time is spent waiting for data: about {wanted} `workers` would keep up "
-            f"(there are {self.workers}){limit}"
-        )
+        """Say whether data loading keeps up; if not, how many processes would, and whether there are cores for them."""
+        share = f"{self.waiting:.0%} of the time is spent waiting for data"
+        if not self.is_starved:
+            return f"data loading keeps up (`workers` {self.workers}): {share}"
+        wanted, cores = math.ceil(self.wanted_workers), share_of_cores()
+        limit = f", but there are cores for {cores}: smaller pictures, or decode them once" if wanted > cores else ""
+        return f"{share}: about {wanted} `workers` would keep up (there are {self.workers}){limit}"
 
     @property
     def wanted_workers(self) -> float:

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from sf_llava import files
-from sf_llava.bootstrap.pace import STARVED, Pace
+from sf_llava.bootstrap.pace import Pace
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.trackers import finish_trackers, start_trackers
 
@@ -24,14 +24,15 @@ class Progress:
         num_steps: of the run.
         step: where it starts.
         batch_size: images of one step.
-        workers: data loading processes.
+        workers: data loading processes of this process.
     """
 
     def __init__(
         self, run: RunDirectory, accelerator: Accelerator, num_steps: int, step: int, batch_size: int, workers: int
     ) -> None:
         self.run, self.accelerator, self.is_main = run, accelerator, accelerator.is_main_process
-        self.pace, self.starves = Pace(batch_size, workers), False
+        self.pace = Pace(batch_size, workers)
+        self.told: set[bool] = set()  # that it is starved, that it is fed: each is told once
         if self.is_main:
             start_trackers(accelerator, run, step)
         self.bar = tqdm(
@@ -64,8 +65,8 @@ class Progress:
             {name: f"{score:.4f}" for name, score in scores.items()}, img_s=f"{rate:.0f}", wait=f"{waiting:.0%}"
         )
         self._track(step, record | {"images_per_second": rate, "waiting_for_data": waiting})
-        if waiting > STARVED and not self.starves:
-            self.starves = True  # said once
+        if self.pace.steps and self.pace.is_starved not in self.told:
+            self.told.add(self.pace.is_starved)
             self.bar.write(f"step {step}: {self.pace.advice()}")
         self.pace.restart()
 

@@ -26,6 +26,7 @@ from sf_llava.bootstrap.trackers import choose_trackers
 from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.loading import LoadingError
+from sf_llava.data.names import find_stream
 from sf_llava.devices import choose_precision
 from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.model import SparseFormerModel
@@ -57,7 +58,7 @@ def bootstrap(config: BootstrapConfig) -> dict[str, Any]:
         return run.read_results()
     accelerator = make_accelerator(running)
     with _lost_process_explained(), files.locked(run.path) if accelerator.is_main_process else nullcontext():
-        settings = config.to_dict() | describe_machine(accelerator)
+        settings = config.to_dict() | describe_machine(accelerator) | describe_stream(config, accelerator)
         changes = run.check(settings, running.resume, RUN_TIME_FIELDS, CHANGEABLE_FIELDS)
         accelerator.wait_for_everyone()
         for name, (before, now) in changes.items():
@@ -108,7 +109,7 @@ def _bootstrap(
     results = {
         "encoders": costs,
         **scores,
-        "zero_shot": measure_zero_shot(data, teacher, saved),
+        "zero_shot": measure_zero_shot(data, teacher, saved, trainer.workers),
         "inheritance": asdict(inheritance),
         "skipped_images": sorted(trainer.checkpoints.skipped),
         "seconds": round(trainer.seconds, 1),
@@ -139,7 +140,7 @@ def _train(trainer: Trainer) -> None:
         if isinstance(error, LoadingError):
             raise RuntimeError(f"{error}; {GO_ON}") from error
         if isinstance(error, OSError):
-            raise OSError(f"{error}; {GO_ON}") from error
+            raise OSError(f"{str(error).rstrip()}; {GO_ON}") from error  # a traceback of another process ends a line
         raise
 
 
@@ -174,6 +175,14 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
         "precision": accelerator.mixed_precision,
         "cpu_threads": torch.get_num_threads() if on_cpu else None,
     }
+
+
+def describe_stream(config: BootstrapConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Name what the order of streamed images depends on beside the configuration."""
+    stream, processes = find_stream(config.data.data), accelerator.num_processes
+    if stream is None:
+        return {}
+    return {"lanes": processes * max(1, stream.choose_workers(config.run.workers, processes))}
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -219,12 +228,14 @@ def measure_costs(teacher: Teacher, student: SparseFormerModel) -> list[dict[str
     ]
 
 
-def measure_zero_shot(data: BootstrapData, teacher: Teacher, student: SparseFormerModel) -> dict[str, Any] | None:
+def measure_zero_shot(
+    data: BootstrapData, teacher: Teacher, student: SparseFormerModel, workers: int
+) -> dict[str, Any] | None:
     """Score teacher and student on all validation images, where their classes are known."""
     if data.task is None:
         return None
     encoders = [teacher_candidate(teacher), student_candidate(student, teacher)]
-    return evaluate_zero_shot(data.task, encoders).to_dict()
+    return evaluate_zero_shot(data.task, encoders, workers=workers).to_dict()
 
 
 def peak_memory_gb(device: torch.device) -> float:

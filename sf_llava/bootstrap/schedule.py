@@ -47,11 +47,11 @@ class Plan:
         return step % every == 0 or step == self.num_steps
 
 
-def make_plan(config: OptimiserConfig, running: RunConfig, num_images: int, num_processes: int) -> Plan:
-    """Turn what was asked for into a plan for ``num_images`` training images and so many processes.
+def make_plan(config: OptimiserConfig, running: RunConfig, num_images: int | None, num_processes: int) -> Plan:
+    """Turn what was asked for into a plan for ``num_images`` training images (None: unknown) and so many processes.
 
     Raises:
-        ValueError: the batch of a step has no equal parts.
+        ValueError: the batch of a step has no equal parts, or the length of an epoch is needed and unknown.
     """
     num_steps, num_warmup_steps = count_steps(config, num_images)
     micro = config.micro_batch_size or max(1, config.batch_size // num_processes)
@@ -70,8 +70,12 @@ def make_plan(config: OptimiserConfig, running: RunConfig, num_images: int, num_
     )
 
 
-def count_steps(config: OptimiserConfig, num_images: int) -> tuple[int, int]:
+def count_steps(config: OptimiserConfig, num_images: int | None) -> tuple[int, int]:
     """Turn epochs into steps: (steps, warm-up steps)."""
+    if num_images is None:
+        if config.steps is None or (config.warmup_steps is None and config.warmup_epochs):
+            raise ValueError("how many images a stream has is unknown: give `steps` and `warmup_steps`, not epochs")
+        return config.steps, min(config.warmup_steps or 0, config.steps)
     per_epoch = max(1, num_images // config.batch_size)
     steps = config.steps or max(1, round((config.epochs or 0) * per_epoch))
     warmup = config.warmup_steps

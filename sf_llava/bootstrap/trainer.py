@@ -25,6 +25,7 @@ from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import learning_rate_factor, make_plan
 from sf_llava.bootstrap.validation import Validator, resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.streaming import BootstrapStream
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.compiled import compile_frozen, pays
@@ -54,7 +55,7 @@ class Trainer:
         student: SparseFormerModel,
         reused: bool,
         teacher: Teacher,
-        images: BootstrapImages,
+        images: BootstrapImages | BootstrapStream,
         objective: ObjectiveSum,
         run: RunDirectory,
         validator: Validator,
@@ -62,7 +63,8 @@ class Trainer:
         self.config, self.running, self.accelerator = config, running, accelerator
         self.teacher, self.images, self.objective = teacher, images, objective
         self.run, self.validator = run, validator
-        self.plan = make_plan(config, running, len(images), accelerator.num_processes)
+        self.workers = images.choose_workers(running.workers, accelerator.num_processes)
+        self.plan = make_plan(config, running, images.num_images, accelerator.num_processes)
         self.student_size = student.config.image_size
         check_memory(self.plan.micro_batch_size, max(self.student_size, teacher.image_size))
         groups = parameter_groups(student, config.lr, config.inherited_lr_scale, config.weight_decay, reused)
@@ -87,7 +89,7 @@ class Trainer:
 
     def train(self) -> None:
         """Run all remaining steps."""
-        sizes = (self.plan.num_steps, self.step, self.config.batch_size, self.running.workers)
+        sizes = (self.plan.num_steps, self.step, self.config.batch_size, self.workers)
         with Progress(self.run, self.accelerator, *sizes) as progress:
             self._take_steps(progress)
 
@@ -115,7 +117,7 @@ class Trainer:
         """Give micro-batches from the current step on, on the device."""
         pictures = self.objective.pictures
         asked = None if pictures is None else (pictures, self.config.llm_batch_size)
-        loading = Loading(self.running.seed, self.running.workers, self.plan.accumulation)
+        loading = Loading(self.running.seed, self.workers, self.plan.accumulation)
         return batches(self.images, self.config.batch_size, asked, loading, self.accelerator, self.step)
 
     def _train_step(self, stream: Iterator[Batch]) -> Tensor:

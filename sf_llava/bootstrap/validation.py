@@ -21,7 +21,7 @@ NUM_DRAWN = 4
 
 
 class ValidationImages(Dataset):
-    """Evenly spaced images of a source, preprocessed, each with its class (-1 where unknown).
+    """Evenly spaced images of a source, (S, S, 3) uint8, each with its class (-1 where unknown).
 
     An unreadable image is replaced by the next readable one, with that one's class.
     """
@@ -37,7 +37,7 @@ class ValidationImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         item = self.images[0, self.indices[index]]
-        return item["pixel_values"], -1 if self.labels is None else self.labels[item["index"]]
+        return item["pixels"], -1 if self.labels is None else self.labels[item["index"]]
 
 
 @dataclass
@@ -68,7 +68,8 @@ class Validator:
         cosines: list[Tensor] = []
         correct: list[Tensor] = []
         teacher_correct: list[Tensor] = []
-        for pixel_values, labels in self.loader:
+        for pixels, labels in self.loader:
+            pixel_values = self.images.images.normalise(pixels)
             output = student(resize_pixels(pixel_values, self.student_size))
             target = self.teacher(resize_pixels(pixel_values, self.teacher.image_size)).float()
             cosine = F.cosine_similarity(output.image_embeds.float(), target, dim=-1)
@@ -86,7 +87,7 @@ class Validator:
     @torch.no_grad()
     def draw(self, student: nn.Module) -> bytes:
         """Draw where the student looks on the first validation images, as a PNG file."""
-        pixel_values = torch.stack([self.images[i][0] for i in range(min(NUM_DRAWN, len(self.images)))])
+        pixel_values = self.images.images.pixel_values(self.images.indices[:NUM_DRAWN])
         pixel_values = resize_pixels(pixel_values.to(self.accelerator.device), self.student_size)
         student.eval()
         output = student(pixel_values, output_sampling_points=True)

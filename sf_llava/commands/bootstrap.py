@@ -8,7 +8,7 @@ The paper's run, on eight GPUs (20 epochs of ImageNet-1K; add --fsdp through `ac
 
     accelerate launch -m sf_llava bootstrap --teacher open_clip:ViT-L-14-quickgelu/openai \\
         --data folder:/data/imagenet/train --val-data folder:/data/imagenet/val --classes imagenet \\
-        --output runs/sf-l-64 --num-latents 64 --workers 12
+        --output runs/sf-l-64 --num-latents 64
 
 More latents or pixels from that student (5 epochs), then the ScienceQA stage (about 1,000 steps on its images):
 

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> None:
 
     require("recovery", "peft")
 
+    from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device, choose_precision
     from sf_llava.files import locked
     from sf_llava.model.loading import find_encoder
@@ -84,6 +85,7 @@ def main(argv: list[str]) -> None:
     device = choose_device(arguments.device)
     fast = choose_precision(arguments.dtype, device)
     arguments.dtype = "fp32" if fast == "fp16" else fast  # in which nothing is tuned
+    arguments.workers = choose_workers(arguments.workers)
     names = vars(arguments)
     steps = {"steps": arguments.steps or 0, "bf16": arguments.dtype == "bf16"}
     recipe = Recipe(**{name: names[name] for name in Recipe.__dataclass_fields__ if name not in steps}, **steps)

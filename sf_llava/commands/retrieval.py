@@ -3,7 +3,7 @@
     sf-llava retrieval
         the mini teacher and the quickstart's student on 500 drawn pictures with two captions each
     sf-llava retrieval --encoder runs/sf-l-64 --teacher open_clip:ViT-L-14-quickgelu/openai \\
-            --data dataset_coco.json --images /data/coco --dtype fp16 --batch-size 256 --workers 12
+            --data dataset_coco.json --images /data/coco --dtype fp16 --batch-size 256
         COCO's 5,000 test images of Karpathy's split, recall at 1 in the paper's Table 6:
         CLIP L/14 56.3 / 36.5, SF-L with 64 tokens 52.3 / 34.8
     torchrun --nproc_per_node 8 -m sf_llava retrieval ...   identical numbers on eight devices
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
+    from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device, choose_precision
     from sf_llava.files import require_writable_file
     from sf_llava.measure.setup import choose_models, load_models
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> None:
     from sf_llava.retrieval.run import evaluate_retrieval
 
     started = time.perf_counter()
+    arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     arguments.dtype = choose_precision(arguments.dtype, device)

@@ -3,7 +3,7 @@
     sf-llava zero-shot
         the mini teacher and the quickstart's student on the drawn world: a table within a minute or two on two cores
     sf-llava zero-shot --encoder runs/sf-l-64 --teacher open_clip:ViT-L-14-quickgelu/openai \\
-            --data folder:/data/imagenet/val --dtype fp16 --batch-size 256 --workers 12
+            --data folder:/data/imagenet/val --dtype fp16 --batch-size 256
         ImageNet with its 1,000 names and 80 templates (paper, Table 6: CLIP L/14 75.4, SF-L with 64 tokens 73.6);
         the flat validation folder too, with val.txt or LOC_val_solution.csv beside it. ImageNet-Sketch, -A and -R are
         recognised by their folders; name the classes of ImageNet-V2, parquet and hub sets: --classes imagenet
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from sf_llava.data import open_labelled
+    from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device, choose_precision
     from sf_llava.files import require_writable_file
     from sf_llava.measure.setup import choose_models, load_models
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
     started = time.perf_counter()
+    arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     arguments.dtype = choose_precision(arguments.dtype, device)

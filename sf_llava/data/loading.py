@@ -1,25 +1,64 @@
 """Batches from data loading processes: one that is stopped, killed or silent ends the wait with a sentence.
 
+workers = choose_workers(asked)
 loader = DataLoader(images, num_workers=workers, timeout=wait_of(workers), ...)
 for batch in watch(loader): ...
 """
 
+import math
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 LOOK_EVERY = 10  # seconds, after stopped processes
 PATIENCE = 900  # seconds without a batch
+MOST_WORKERS = 32
+"""Chosen by default at most: each holds two batches in memory, and no GPU that we know needs more."""
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 class LoadingError(RuntimeError):
     """The processes that load data have died, were stopped or give nothing."""
+
+
+def choose_workers(asked: int | None) -> int:
+    """Say how many data loading processes this process gets.
+
+    Args:
+        asked: what the user asked for; None: its share of the cores, but for one that it keeps, at least 1.
+    """
+    return min(max(1, share_of_cores() - 1), MOST_WORKERS) if asked is None else asked
+
+
+def share_of_cores() -> int:
+    """Count the cores for this process: those it may use, shared with torchrun's other processes on this machine."""
+    return max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use: its affinity (SLURM, taskset) within its container's limit."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota())))
+
+
+def _quota() -> float:
+    """Cores' worth of time that a container's control group grants; infinite where it sets no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of version 2, of version 1
+        try:
+            quota, period = " ".join((CGROUPS / name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):
+                return int(quota) / int(period)
+        except (OSError, ValueError):
+            continue
+    return math.inf
 
 
 def wait_of(workers: int) -> int:
@@ -46,28 +85,28 @@ def watch(loader: DataLoader) -> Iterator[Any]:
             except StopIteration:
                 return
             except (RuntimeError, EOFError, OSError) as error:
-                raise _explain(error, workers, killed) from error
+                if (what := _explain(error, workers, killed)) is None:
+                    raise  # not "from error", itself: whoever looks for causes would never come to an end
+                raise LoadingError(
+                    f"{what}: see that the images can be read and memory suffices; fewer `workers` need less, and with "
+                    "`workers` 0 this process reads them itself"
+                ) from error
             yield batch
     finally:
         ended.set()
 
 
-def _explain(error: Exception, workers: list[BaseProcess], killed: list[int]) -> Exception:
-    """Say what has become of the processes; an error that comes from the data itself stays as it is."""
+def _explain(error: Exception, workers: list[BaseProcess], killed: list[int]) -> str | None:
+    """Say what has become of the processes; None where the error comes from the data itself."""
     if killed:
-        what = "data loading processes were stopped from outside"
-    elif "Original Traceback" in str(error):
-        return error
-    elif "timed out" in str(error):
-        what = f"data loading processes have given nothing for {PATIENCE // 60} minutes"
-    elif not all(map(_is_there, workers)):
-        what = f"a data loading process ended ({error}), perhaps for want of memory"
-    else:
-        return error
-    return LoadingError(
-        f"{what}: see that the images can be read and memory suffices; fewer `workers` need less, and with `workers` 0 "
-        "this process reads them itself"
-    )
+        return "data loading processes were stopped from outside"
+    if "Original Traceback" in str(error):
+        return None
+    if "timed out" in str(error):
+        return f"data loading processes have given nothing for {PATIENCE // 60} minutes"
+    if not all(map(_is_there, workers)):
+        return f"a data loading process ended ({error}), perhaps for want of memory"
+    return None
 
 
 def _end_stopped(workers: list[BaseProcess], killed: list[int], ended: threading.Event) -> None:

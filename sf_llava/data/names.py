@@ -3,10 +3,14 @@
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sf_llava.catalogue import IMAGES, LABELLED, Topic
 from sf_llava.data.images import EXTENSIONS, ImageSource, LabelledImages
+from sf_llava.data.remote import is_remote
+
+if TYPE_CHECKING:
+    from sf_llava.data.streaming import ShardStream
 
 MODULES = {
     "folder": "sf_llava.data.folder",
@@ -34,6 +38,14 @@ def open_images(name: str) -> ImageSource:
     if kind in MODULES:
         return importlib.import_module(MODULES[kind]).open_images(where)
     return _registered(IMAGES, kind, name)(where)
+
+
+def find_stream(name: str) -> "ShardStream | None":
+    """Open a data set whose shards lie at an address, which can only be streamed; None for any other."""
+    kind, _, where = name.partition(":")
+    if kind == "webdataset" and is_remote(where):
+        return importlib.import_module("sf_llava.data.streaming").open_stream(where)
+    return None
 
 
 def open_labelled(name: str) -> LabelledImages:

@@ -1,4 +1,5 @@
 """``webdataset:PATTERN``: pictures inside local tar shards, read at random through an index of the tar members.
+(Those at an address are streamed: ``streaming``.)
 
 The index is built once from the tar headers and kept in the cache folder (``XDG_CACHE_HOME``, else ``~/.cache``), so
 that shards behave like any other source: fixed order, exact shuffling, exact resuming. As in webdataset, the first dot
@@ -29,6 +30,7 @@ from sf_llava.data.images import (
     printable,
 )
 from sf_llava.data.paths import find_files
+from sf_llava.data.remote import is_remote
 from sf_llava.data.tar_index import list_pictures
 from sf_llava.files import MAX_BYTES, read_text, write_bytes
 
@@ -72,8 +74,13 @@ def open_images(where: str) -> ShardImages:
     """Open the tar shards at ``where``: a file, a folder, a glob, or a brace list like ``train-{0000..1023}.tar``.
 
     Raises:
-        ValueError: no shards, a shard that is damaged or compressed, or no picture in any of them.
+        ValueError: no shards, shards at an address, one that is damaged or compressed, or no picture in any of them.
     """
+    if is_remote(where):
+        raise ValueError(
+            f"webdataset:{where} is read from front to end, which serves a bootstrap's training images alone; labels, "
+            "validation and evaluation need local files"
+        )
     shards = [os.path.abspath(shard) for shard in find_files(where, ".tar")]
     names, members, passed_by = _load_index(shards)
     if passed_by["count"]:

@@ -27,27 +27,43 @@ def list_pictures(shard: str) -> tuple[list[tuple[str, tuple[int, int, int, int]
     classes: dict[str, tuple[int, int]] = {}
     passed_by: list[str] = []
     for member in _members(shard):
-        folder, slash, base = member.name.rpartition("/")
-        key, _, extension = base.partition(".")
-        if member.isdir() or not key:  # hidden: nothing stands before the dot
+        base = member.name.rpartition("/")[2]
+        if member.isdir() or base.startswith("."):
             continue
-        if base.lower().endswith(EXTENSIONS):
-            sample = samples[folder + slash + key]
+        if is_picture(member.name):
+            sample = samples[key_of(member.name)]
             if member.isfile() and not member.issparse() and member.name not in sample:
                 sample[member.name] = (member.offset_data, member.size)
             else:
                 passed_by.append(member.name)
-        elif extension.rpartition(".")[2].lower() == "cls" and member.isfile():
+        elif base.lower().endswith(".cls") and member.isfile():
             classes[member.name[: -len(".cls")]] = (member.offset_data, member.size)
     pictures = []
     for key, sample in samples.items():
-        plain = [name for name in sample if name.count(".", len(key)) == 1]
-        chosen = plain[:1] or list(sample)
+        chosen = own_pictures(key, list(sample))
         passed_by += [name for name in sample if name not in chosen]
         for name in chosen:
             own = classes.get(name.rpartition(".")[0]) or classes.get(key) or (0, 0)
             pictures.append((name, (*sample[name], *own)))
     return pictures, passed_by
+
+
+def key_of(name: str) -> str:
+    """Give the key of the sample that a member belongs to: what stands before the first dot of its name."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def is_picture(name: str) -> bool:
+    """Whether a member's name is a picture's; hidden ones, with nothing before the dot, are not."""
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and base.lower().endswith(EXTENSIONS)
+
+
+def own_pictures(key: str, names: list[str]) -> list[str]:
+    """Choose a sample's own among its pictures: the one without further dots, or else all."""
+    plain = [name for name in names if name.count(".", len(key)) == 1]
+    return plain[:1] or names
 
 
 def _members(shard: str) -> Iterator[tarfile.TarInfo]:

@@ -83,7 +83,7 @@ def student_candidate(student: SparseFormerModel, teacher: Teacher, name: str = 
 
 
 class _Views(Dataset):
-    """The images of a task, each as one tensor for every preprocessing, or as the sentence that says why not."""
+    """The images of a task, each as (S, S, 3) uint8 for every preprocessing, or as the sentence that says why not."""
 
     def __init__(self, images: ImageSource, indices: list[int], preprocessings: Sequence[Preprocessing]) -> None:
         self.images, self.indices, self.preprocessings = images, indices, preprocessings
@@ -96,11 +96,11 @@ class _Views(Dataset):
             image = self.images.load(self.indices[place])
         except CorruptImageError as error:
             return str(error)
-        return place, [preprocessing(image) for preprocessing in self.preprocessings]
+        return place, [preprocessing.pixels(image) for preprocessing in self.preprocessings]
 
 
 def _collate(items: list[tuple[int, list[Tensor]] | str]) -> tuple[list[int], list[Tensor], list[str]]:
-    """Stack the readable ones: their places, one (B, 3, S, S) batch a preprocessing, and what was unreadable."""
+    """Stack the readable ones: their places, one (B, S, S, 3) batch a preprocessing, and what was unreadable."""
     corrupt = [item for item in items if isinstance(item, str)]
     readable = [item for item in items if not isinstance(item, str)]
     batches = [torch.stack(views) for views in zip(*(views for _, views in readable), strict=True)]
@@ -160,7 +160,10 @@ class EncodingPass:
         for places, batches, corrupt in watch(self.loader):
             self.corrupt += corrupt
             if places:
-                batches = [batch.to(self.device, non_blocking=True) for batch in batches]
+                batches = [
+                    preprocessing.normalise_pixels(batch.to(self.device, non_blocking=True))
+                    for preprocessing, batch in zip(self.preprocessings, batches, strict=True)
+                ]
                 yield places, [self._timed(number, batches) for number in range(len(self.encoders))]
             self.advance(len(places) + len(corrupt))
 

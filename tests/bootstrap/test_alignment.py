@@ -123,7 +123,7 @@ def test_tokens_are_standardised_by_the_teachers_own_statistics(world):
     teacher = load_teacher(str(world / "clip"))
     images = BootstrapImages(open_images(f"folder:{world / 'images'}"), BootstrapTransform(teacher.preprocessing), 0)
     mean, std = measure_tokens(teacher, images, -2)
-    pixels = torch.stack([images[0, index]["pixel_values"] for index in range(60)])
+    pixels = images.pixel_values(range(60))
     patches = teacher.tokens(pixels, -2)[:, 1:]
     standard = TokenObjective({}, mean, std).standardise(patches).flatten(0, 1)
     torch.testing.assert_close(standard.mean(dim=0), torch.zeros(32), atol=1e-5, rtol=0)

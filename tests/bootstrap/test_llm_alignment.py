@@ -87,7 +87,7 @@ def test_behind_the_teachers_tokens_the_llm_says_what_the_whole_model_says(world
     data = open_scienceqa(str(world / "data"), "train")
     problems = [problem for problem in data.problems if problem.has_image]
     assert [problem.id for problem in llm.questions.data.problems] == ["100", "102", "104", "106"]
-    pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in range(4)])
+    pixels = llm.pictures.pixel_values(range(4))
     with torch.no_grad():
         found = llm.next_tokens(teacher.tokens(pixels, -2), [llm.encode(index) for index in range(4)], llm.reading)
     expected = []
@@ -122,7 +122,7 @@ def test_placed_tokens_are_read_as_generate_reads_them(world, teacher, name):
     llm = load(world, teacher, name)
     model, processor = load_llava(world / name)
     swap(model, processor, encoder)
-    pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in (0, 1)])
+    pixels = llm.pictures.pixel_values((0, 1))
     with torch.no_grad():
         seen = encoder(pixels, output_hidden_states=-2)
         by_centre = replace(llm.reading, num_patches=teacher.num_patches)
@@ -143,7 +143,7 @@ def test_placed_tokens_are_read_as_generate_reads_them(world, teacher, name):
 
 def test_the_loss_is_the_divergence_of_both_distributions_and_zero_for_the_teachers_tokens(world, teacher):
     llm = load(world, teacher)
-    pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in (2, 0)])
+    pixels = llm.pictures.pixel_values((2, 0))
     tokens = teacher.tokens(pixels, -2)
     assert say(llm, tokens, tokens, [2, 0]).item() == pytest.approx(0, abs=1e-7)
     student = tokens[:, :5] + torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
@@ -169,7 +169,7 @@ def test_the_objective_trains_a_student_in_a_loop_of_ones_own(world, teacher):
     student, llm = make_encoder(world).train(), load(world, teacher)
     llm.weights = {"llm": 1.0, "placed": 1.0}
     indices = torch.tensor([0, 2])
-    pixels = torch.stack([llm.pictures[0, index]["pixel_values"] for index in indices.tolist()])
+    pixels = llm.pictures.pixel_values(indices.tolist())
     taught = Seen(*teacher.embeds_and_tokens(pixels, -2))
     optimizer = torch.optim.Adam((p for p in student.parameters() if p.requires_grad), lr=1e-3)
     losses = []

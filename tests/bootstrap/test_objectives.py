@@ -26,7 +26,7 @@ def test_two_objectives_train_a_student_in_a_loop_of_ones_own(tmp_path):
     torch.manual_seed(0)
     student = make_student(StudentConfig(num_latents=4), teacher, on_cpu=True).train()
     images = BootstrapImages(open_images(f"folder:{tmp_path / 'images'}"), BootstrapTransform(teacher.preprocessing), 0)
-    pixels = torch.stack([images[0, index]["pixel_values"] for index in range(8)])
+    pixels = images.pixel_values(range(8))
     statistics = measure_tokens(teacher, images, -2)
     objectives = [EmbeddingObjective(), TokenObjective({"set": 0.3, "readout": 1.0}, *statistics)]
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)

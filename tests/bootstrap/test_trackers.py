@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tiny import run_settings, save_world
 
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.pace import Pace
+from sf_llava.bootstrap.progress import Progress
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.bootstrap.trackers import choose_trackers
 
@@ -111,6 +113,23 @@ def test_as_many_workers_are_advised_as_give_a_batch_while_a_step_computes(worke
     pace = Pace(batch_size=8, workers=workers)
     pace.add(2, waited)
     assert pace.wanted_workers == pytest.approx(wanted, abs=0.01)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    assert ("this machine has 4 cores" in pace.advice()) == (wanted > 4)
+    monkeypatch.setattr("sf_llava.bootstrap.pace.share_of_cores", lambda: 4)
+    assert ("but there are cores for 4" in pace.advice()) == (wanted > 4)
     assert f"(there are {workers})" in pace.advice()
+
+
+def test_a_run_is_told_once_that_it_is_fed_and_once_that_it_starves(capsys, monkeypatch):
+    accelerator = SimpleNamespace(is_main_process=True, log=lambda *values, **step: None)
+    run = SimpleNamespace(log=lambda record: None)
+    for name in ("start_trackers", "finish_trackers"):
+        monkeypatch.setattr(f"sf_llava.bootstrap.progress.{name}", lambda *nothing: None)
+    monkeypatch.setattr("sf_llava.bootstrap.pace.share_of_cores", lambda: 16)
+    with Progress(run, accelerator, 5, 0, 8, 3) as progress:
+        for step, waited in enumerate((1.9, 0.1, 0.1, 1.5, 1.5), 1):  # the first step starts processes
+            progress.advance(2, waited)
+            progress.log(step, {"loss": 1.0}, 0.1)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert said == [
+        "step 2: data loading keeps up (`workers` 3): 5% of the time is spent waiting for data",
+        "step 4: 75% of the time is spent waiting for data: about 12 `workers` would keep up (there are 3)",
+    ]

@@ -58,7 +58,7 @@ def batches(images: BootstrapImages, count: int, workers: int = 0, **options) ->
 def assert_same(first: list[dict], second: list[dict]) -> None:
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
-        assert torch.equal(a["pixel_values"], b["pixel_values"])
+        assert torch.equal(a["pixels"], b["pixels"])
         assert torch.equal(a["index"], b["index"])
         assert a["skipped"] == b["skipped"]
 
@@ -66,7 +66,7 @@ def assert_same(first: list[dict], second: list[dict]) -> None:
 def test_batches_are_the_same_with_and_without_workers(folder):
     images = BootstrapImages(open_images(str(folder)), TRANSFORM, seed=3)
     alone = batches(images, 7)
-    assert alone[0]["pixel_values"].shape == (5, 3, 16, 16)
+    assert alone[0]["pixels"].shape == (5, 16, 16, 3)
     assert_same(alone, batches(images, 7, workers=2))
     assert_same(alone, batches(pickle.loads(pickle.dumps(images)), 7))
 
@@ -94,10 +94,10 @@ def test_views_differ_between_epochs_indices_and_seeds():
     images.transform = lambda _, generator: torch.rand(8, generator=generator)
     other = BootstrapImages(Shades(4), TRANSFORM, seed=1)
     other.transform = images.transform
-    views = [images[epoch, index]["pixel_values"] for epoch in range(3) for index in range(4)]
-    views += [other[0, index]["pixel_values"] for index in range(4)]
+    views = [images[epoch, index]["pixels"] for epoch in range(3) for index in range(4)]
+    views += [other[0, index]["pixels"] for index in range(4)]
     assert len({tuple(view.tolist()) for view in views}) == 16
-    assert torch.equal(images[2, 3]["pixel_values"], views[11])
+    assert torch.equal(images[2, 3]["pixels"], views[11])
 
 
 def test_the_next_readable_picture_of_the_last_is_the_first():

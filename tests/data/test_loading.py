@@ -75,5 +75,42 @@ def test_processes_that_give_nothing_are_given_up(monkeypatch):
 
 
 def test_an_error_of_the_data_set_stays_its_own():
-    with pytest.raises(RuntimeError, match="this one is broken"):
+    with pytest.raises(RuntimeError, match="this one is broken") as error:
         read(broken=5)
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "limit", "workers"),
+    [
+        (16, None, None, 15),
+        (16, "1", "max 100000", 15),
+        (96, "8", None, 11),
+        (2, None, None, 1),
+        (1, None, None, 1),
+        (2, "2", None, 1),
+        (64, None, "400000 100000", 3),
+        (64, None, "50000 100000", 1),
+        (256, None, None, 32),
+    ],
+)  # fmt: skip
+def test_as_many_processes_as_there_are_cores_for_them(cores, processes, limit, workers, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setattr(loading, "CGROUPS", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    if limit:
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert loading.choose_workers(None) == workers
+    assert [loading.choose_workers(asked) for asked in (0, 1, 40)] == [0, 1, 40]
+
+
+def test_a_limit_of_the_older_control_groups_counts_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(loading, "CGROUPS", tmp_path)
+    (tmp_path / "cpu").mkdir()
+    for quota, cores in (("-1", 8), ("250000", 2)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+        assert loading.count_cores() == cores

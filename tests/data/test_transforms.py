@@ -63,6 +63,19 @@ def test_photographs_are_bit_equal_too(imagenet_sample):
         assert torch.equal(AUGREG(image), augreg(image))
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def test_a_batch_normalised_where_it_is_needed_is_bit_equal_to_its_pictures(device):
+    pictures = [noise(size, seed) for seed, size in enumerate(SIZES)]
+    pixels = torch.stack([CLIP.pixels(picture) for picture in pictures])
+    assert pixels.dtype == torch.uint8 and pixels.shape == (len(SIZES), 224, 224, 3)
+    batch = CLIP.normalise_pixels(pixels.to(device)).cpu()
+    clip = open_clip.image_transform(224, is_train=False)
+    assert batch.is_contiguous() and torch.equal(batch, torch.stack([clip(picture) for picture in pictures]))
+
+
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I;16")
 
 
@@ -111,7 +124,7 @@ def test_strips_take_little_memory(size):
     pixels = CLIP(image)
     view = BootstrapTransform(CLIP)(image, rng())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
-    assert pixels.shape == view.shape == (3, 224, 224)
+    assert pixels.shape == (3, 224, 224) and view.shape == (224, 224, 3)
     assert torch.equal(pixels[:, 0, 0], CLIP(Image.new("RGB", (9, 9), (10, 20, 30)))[:, 0, 0])
 
 
@@ -125,7 +138,7 @@ def test_augmentation_depends_on_the_generator_only():
     first, again, other = (transform(image, rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert first.shape == (3, 32, 32)
+    assert first.shape == (32, 32, 3) and first.dtype == torch.uint8
 
 
 def test_a_view_is_torchvisions_crop_of_the_drawn_box():
@@ -136,19 +149,19 @@ def test_a_view_is_torchvisions_crop_of_the_drawn_box():
     expected = F.resized_crop(
         image, top, left, bottom - top, right - left, [224, 224], InterpolationMode.BICUBIC, antialias=True
     )
-    assert torch.equal(transform(image, rng(5)), CLIP.normalise(expected))
+    assert torch.equal(CLIP.normalise_pixels(transform(image, rng(5))), CLIP.normalise(expected))
 
 
 def test_no_flip_and_no_crop_is_the_preprocessing():
     transform, image = BootstrapTransform(SMALL, flip=0, scale=None), noise((60, 45))
-    assert torch.equal(transform(image, rng()), SMALL(image))
+    assert torch.equal(transform(image, rng()), SMALL.pixels(image))
     always = BootstrapTransform(SMALL, flip=1, scale=None)
-    assert torch.equal(always(image, rng()), SMALL(image).flip(-1))
+    assert torch.equal(always(image, rng()), SMALL.pixels(image).flip(1))
 
 
 def test_half_of_the_views_are_flipped():
     transform, image = BootstrapTransform(SMALL, scale=None), noise((32, 32))
-    generator, plain = rng(), SMALL(image)
+    generator, plain = rng(), SMALL.pixels(image)
     flips = sum(not torch.equal(transform(image, generator), plain) for _ in range(400))
     assert 160 < flips < 240
 

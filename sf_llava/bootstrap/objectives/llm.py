@@ -2,7 +2,7 @@
 CLIP's. ``llm`` reads the student's as they come, ``placed`` by RoI centre with the attention bias.
 
     objective = load_llm({"llm": 4.0}, "path/to/llava", "path/to/ScienceQA", teacher, -2, "sdpa", preprocessing)
-    pixels = torch.stack([objective.pictures[0, index]["pixel_values"] for index in indices.tolist()])
+    pixels = objective.pictures.pixel_values(indices.tolist())
     student = Seen.by_student(encoder(pixels, output_hidden_states=(-2, -1)), layer=-2)
     terms = objective(student, Seen(*teacher.embeds_and_tokens(pixels, -2)), indices, generator)
 

@@ -19,6 +19,7 @@ from sf_llava.bootstrap.objectives.tokens import TokenObjective, measure_tokens
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
+from sf_llava.data.streaming import BootstrapStream
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 
@@ -123,7 +124,7 @@ def make_objective(
     config: ObjectiveConfig,
     teacher: Teacher,
     student: SparseFormerModel,
-    images: BootstrapImages,
+    images: BootstrapImages | BootstrapStream,
     validator: Validator,
     labels: list[int] | None,
 ) -> ObjectiveSum:
@@ -139,6 +140,8 @@ def make_objective(
     by_llm = {name: weight for name, weight in config.align.items() if name in LLM_LOSSES}
     others: list[Objective] = []
     if by_tokens:
+        if isinstance(images, BootstrapStream):
+            raise ValueError("`align` set and readout measure tokens over all training images, and `data` is a stream")
         others.append(TokenObjective(by_tokens, *measure_tokens(teacher, images, layer)))
     if by_llm:
         assert config.llava is not None and config.questions is not None, "the configuration was checked"

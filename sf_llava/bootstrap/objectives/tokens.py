@@ -150,7 +150,7 @@ def measure_tokens(teacher: Teacher, images: BootstrapImages, layer: int) -> tup
     total = squares = torch.zeros(teacher.hidden_size, dtype=torch.float64)
     for start in range(0, count, IMAGES_AT_ONCE):
         places = range(start, min(start + IMAGES_AT_ONCE, count))
-        pixels = torch.stack([images[0, place * len(images) // count]["pixel_values"] for place in places])
+        pixels = images.pixel_values(place * len(images) // count for place in places)
         tokens = teacher.tokens(resize_pixels(pixels.to(teacher.device), teacher.image_size), layer)
         tokens = tokens[:, 1:].flatten(0, 1).cpu().double()  # [B M, D]
         total, squares = total + tokens.sum(dim=0), squares + tokens.square().sum(dim=0)
