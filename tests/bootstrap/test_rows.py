@@ -62,7 +62,7 @@ def test_a_flipped_bit_another_view_and_another_key_are_found_and_counted(tmp_pa
 
 def test_of_writers_killed_at_random_moments_every_row_is_whole_or_absent(tmp_path):
     draws, size, found = random.Random(0), 300_000, 0
-    for number in range(12):
+    for number in range(8):
         file = RowFile(tmp_path / f"rows-{number}", size, "key")
         writer = os.fork()
         if not writer:
