@@ -188,4 +188,5 @@ def describe_views(shown: ShownImages) -> dict[str, Any]:
 
 def size_of(num_bytes: int) -> str:
     """Write a number of bytes for people."""
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+    unit, size = next((found for found in (("GB", 1e9), ("MB", 1e6)) if num_bytes >= found[1]), ("kB", 1e3))
+    return f"{num_bytes / size:,.1f} {unit}"

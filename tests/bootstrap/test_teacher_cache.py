@@ -188,7 +188,7 @@ def test_a_run_that_shows_pictures_again_asks_the_teacher_once_and_leaves_nothin
     assert asked.validation == 1  # for two validations of one batch
     assert asked.training == 4 or not asked.is_steady  # an epoch of three batches, and one to compare
     directory = tmp_path / "run" / "teacher-cache"
-    said = f"{tmp_path / 'run'}: the teacher's CLS of every view, 0.0 MB, are kept in {directory}"
+    said = f"{tmp_path / 'run'}: the teacher's CLS of every view, 3.5 kB, are kept in {directory}"
     assert said in capsys.readouterr().out
     kept = json.loads((tmp_path / "run" / "config.json").read_text())["teacher_cached"]
     assert kept["bytes"] == 24 * (SEAL_BYTES + 32 * 4)
@@ -240,7 +240,7 @@ def test_students_share_augmented_views_until_a_picture_changes(world, tmp_path,
 def test_tokens_are_kept_where_they_are_asked_for(world, tmp_path, monkeypatch, capsys):
     aligned = PLAIN | dict(align="set+readout", steps=4, micro_batch_size=4, eval_every=4)
     bootstrap(settings(world, tmp_path / "without", **aligned))
-    assert "the teacher's tokens would be kept with `teacher_cache` DIR: 0.1 MB" in capsys.readouterr().out
+    assert "the teacher's tokens would be kept with `teacher_cache` DIR: 55.7 kB" in capsys.readouterr().out
     with teacher_watched(monkeypatch) as asked:
         bootstrap(settings(world, tmp_path / "with", **aligned, teacher_cache=str(tmp_path / "cache")))
     assert_same_run(tmp_path / "with", tmp_path / "without")
@@ -295,7 +295,7 @@ def test_a_disk_without_room_is_a_sentence_before_anything_is_written(plan, tmp_
     assert plan()[1].startswith("too little of the disk is free to keep the teacher's CLS")  # 3,456 of 6,000 bytes
     assert plan(str(tmp_path / "asked"))[0] is not None
     free.free = 3000
-    with pytest.raises(OSError, match=r"are kept in .*asked and 0\.0 MB are free there: .*`teacher_cache`, or none"):
+    with pytest.raises(OSError, match=r"are kept in .*asked and 3\.0 kB are free there: .*`teacher_cache`, or none"):
         plan(str(tmp_path / "asked"))
     assert not list((tmp_path / "asked").iterdir())
 
