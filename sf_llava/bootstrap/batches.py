@@ -3,7 +3,7 @@
 Letters: B images, K questions, S pixels a side.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sf_llava.bootstrap.views import View, ViewedImages, collate_views
 from sf_llava.data.bootstrap_images import BootstrapImages, collate
 from sf_llava.data.loading import wait_of, watch
 from sf_llava.data.sampler import BootstrapSampler
@@ -26,21 +27,24 @@ class Batch(NamedTuple):
         images: (B,) int64, which images.
         questions: (K,) int64, which questions; none where no LLM is asked.
         skipped: one line for every unreadable picture that another stands for.
+        views: of the images, and of the pictures of questions where there are any; empty where nobody asks.
     """
 
     pixel_values: Tensor
     images: Tensor
     questions: Tensor
     skipped: list[str]
+    views: Sequence[Sequence[View]] = ()
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How images are read: the seed of their order, the processes that decode, the parts of a step."""
+    """How images are read: the seed of their order, processes that decode, parts of a step, and whether with views."""
 
     seed: int
     workers: int
     parts: int
+    with_views: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def _join(
             batch["index"],
             questions[0]["index"] if questions else torch.empty(0, dtype=torch.int64),
             [line for part in (batch, *questions) for line in part["skipped"]],
+            [part["views"] for part in (batch, *questions) if "views" in part],
         )
 
 
@@ -113,4 +118,5 @@ def _micro_batches(
     sampler = BootstrapSampler(len(images), share, loading.seed, rank, processes, start_step=step)
     micro = MicroBatches(sampler, share // loading.parts)
     options |= dict(persistent_workers=loading.workers > 0, timeout=wait_of(loading.workers))
-    return watch(DataLoader(images, batch_sampler=micro, collate_fn=collate, **options))
+    shown, stack = (ViewedImages(images), collate_views) if loading.with_views else (images, collate)
+    return watch(DataLoader(shown, batch_sampler=micro, collate_fn=stack, **options))

@@ -62,6 +62,13 @@ class RunConfig:
     eval_every: int | None = _flag(None, "steps between validations; default: ten a run", POSITIVE_INT)
     save_every: int | None = _flag(None, "steps between checkpoints; default: twenty a run", POSITIVE_INT)
     keep_checkpoints: int = _flag(2, "newest checkpoints to keep, at least 1", POSITIVE_INT)
+    teacher_cache: str = _flag(
+        "auto",
+        "where what the teacher says of a picture is kept, so that it runs once; the same bits with and without. "
+        "auto: in `output` while the run needs it, where pictures are shown more than once and not augmented; none; or "
+        "a directory, for further students of the same teacher, seed and data (augmented too), and with `align` for "
+        "tokens as well: sizes are printed first",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +212,8 @@ class BootstrapConfig:
         return values
 
 
-RUN_TIME_FIELDS = ("output", "resume", "device", "dtype", "workers", "threads", "keep_checkpoints", "trackers")
+RUN_TIME_FIELDS = ("output", "resume", "device", "dtype", "workers", "threads", "keep_checkpoints", "trackers",
+                   "teacher_cache")  # fmt: skip
 """Fields that may differ between a run and its resumption: they change no number, or ``config.json`` also holds what
 became of them."""
 

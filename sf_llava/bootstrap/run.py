@@ -1,6 +1,7 @@
 """One bootstrap from its configuration: load, inherit, train, save, measure."""
 
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -11,9 +12,10 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
 from sf_llava import files
+from sf_llava.bootstrap.cache_plan import CachePlan
 from sf_llava.bootstrap.config import CHANGEABLE_FIELDS, RUN_TIME_FIELDS, BootstrapConfig, RunConfig
 from sf_llava.bootstrap.data import BootstrapData, open_data
 from sf_llava.bootstrap.inherit import set_trainable
@@ -87,9 +89,15 @@ def _bootstrap(
     trainer = Trainer(
         config.optimiser, running, accelerator, student, reused, teacher, data.images, objective, run, validator
     )
+    planned: list[tuple[CachePlan | None, str]] = [(None, "")]
     if accelerator.is_main_process:
-        settings = settings | {"inputs": digest_inputs(teacher, data) | objective.digests()}
-        run.check_inputs(settings["inputs"])
+        inputs = digest_inputs(teacher, data) | objective.digests()
+        run.check_inputs(inputs)
+        planned = [trainer.plan_cache(inputs)]
+        settings = settings | {"inputs": inputs, "teacher_cached": planned[0][0] and planned[0][0].to_dict()}
+    ((cached, sentence),) = broadcast_object_list(planned)
+    if sentence:
+        accelerator.print(f"{running.output}: {sentence}")
     remarks = trainer.resume() if running.resume else []
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -97,7 +105,8 @@ def _bootstrap(
     for remark in remarks:
         accelerator.print(remark)
     accelerator.wait_for_everyone()
-    _train(trainer)
+    with nullcontext() if cached is None else cached.open(accelerator) as trainer.cache:
+        _train(trainer)
 
     state, scores = trainer.final_state(), trainer.final_scores()
     if not accelerator.is_main_process:
@@ -122,6 +131,7 @@ def _bootstrap(
     }
     card = model_card(config, results, trained.config.image_mean, trained.config.image_std)
     files.write_bytes(run.encoder / "README.md", card.encode())
+    shutil.rmtree(run.teacher_cache, ignore_errors=True)
     files.write_json(run.results_path, results)
     return results
 

@@ -4,6 +4,7 @@ config.json   every number, what the run began with, and the machine it runs on
 log.jsonl     one JSON object a line: losses, validation, skipped images (no clock: equal runs have equal logs)
 tensorboard/  the same curves, images per second and the share of time spent waiting for data, where it is a tracker
 tracking.json by which names other trackers know the run
+teacher-cache/ what the teacher said of the images, while the run goes on (see teacher_cache.py)
 checkpoints/  step-0000100/ ..., each whole or absent, with the digests of its files (``sha256sum -c SHA256SUMS``)
 rois/         pictures of where the student looks
 encoder/      the student, for ``from_pretrained``
@@ -37,6 +38,7 @@ class RunDirectory:
         self.pictures = self.path / "rois"
         self.encoder = self.path / "encoder"
         self.results_path = self.path / "results.json"
+        self.teacher_cache = self.path / "teacher-cache"
         self.tracking_path = self.path / "tracking.json"
 
     def check(

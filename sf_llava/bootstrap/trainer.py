@@ -16,13 +16,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from sf_llava.bootstrap.batches import Batch, Loading, batches
+from sf_llava.bootstrap.cache_plan import CachePlan, ShownImages, plan_cache
 from sf_llava.bootstrap.checkpoints import Checkpoints
 from sf_llava.bootstrap.config import OptimiserConfig, RunConfig
 from sf_llava.bootstrap.inherit import parameter_groups
-from sf_llava.bootstrap.objectives.sum import ObjectiveSum, Taught
+from sf_llava.bootstrap.inputs import digest_images
+from sf_llava.bootstrap.objectives.sum import HiddenStates, ObjectiveSum, Taught
 from sf_llava.bootstrap.progress import Progress
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import learning_rate_factor, make_plan
+from sf_llava.bootstrap.teacher_cache import TeacherCache
 from sf_llava.bootstrap.validation import Validator, resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.streaming import BootstrapStream
@@ -70,13 +73,15 @@ class Trainer:
         groups = parameter_groups(student, config.lr, config.inherited_lr_scale, config.weight_decay, reused)
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
         self.student, self.optimizer = accelerator.prepare(student, optimizer)
-        self.teach: Callable[[Tensor], Taught] = partial(objective.teach, teacher)
-        if pays(accelerator.device, teacher.dtype, self.plan.num_steps):
-            micro, asked = self.plan.micro_batch_size, 0 if objective.pictures is None else config.llm_batch_size
-            pictures = micro + asked * micro // config.batch_size
-            size = (pictures, 3, teacher.image_size, teacher.image_size)
-            self.teach = compile_frozen(self.teach, torch.zeros(size, device=accelerator.device))
+        self.look: Callable[[Tensor], HiddenStates] = partial(objective.look, teacher)
+        self.is_compiled = pays(accelerator.device, teacher.dtype, self.plan.num_steps)
+        micro, asked = self.plan.micro_batch_size, 0 if objective.pictures is None else config.llm_batch_size
+        self.pictures_at_once = micro + asked * micro // config.batch_size
+        if self.is_compiled:
+            size = (self.pictures_at_once, 3, teacher.image_size, teacher.image_size)
+            self.look = compile_frozen(self.look, torch.zeros(size, device=accelerator.device))
         self.checkpoints = Checkpoints(run, accelerator, self.optimizer, objective, running.keep_checkpoints)
+        self.cache: TeacherCache | None = None
         self.step, self.seconds = 0, 0.0
         self.waited = 0.0  # seconds of this step until its data were there
         self.newly_skipped: set[str] = set()  # unreadable images since the last checkpoint, of this process
@@ -87,11 +92,35 @@ class Trainer:
         self.step, self.seconds = self.checkpoints.step, self.checkpoints.seconds
         return remarks
 
+    def plan_cache(self, inputs: dict[str, str]) -> tuple[CachePlan | None, str]:
+        """Decide what is kept of the teacher; see :func:`plan_cache`. ``inputs`` are digests by name.
+
+        Raises:
+            ValueError: a directory was asked for, and the images are streamed: no view of theirs has a number.
+        """
+        if isinstance(self.images, BootstrapStream):
+            if self.running.teacher_cache not in ("auto", "none"):
+                raise ValueError(
+                    f"`teacher_cache` {self.running.teacher_cache}: images that are streamed have no numbers by which "
+                    "what the teacher says could be found again; use local shards, or leave it out"
+                )
+            return None, ""
+        steps, pictures = self.plan.num_steps, self.objective.pictures
+        sets = [ShownImages(self.images, steps * self.config.batch_size, inputs["training images"])]
+        if pictures is not None:
+            sets.append(ShownImages(pictures, steps * self.config.llm_batch_size, digest_images(pictures.source)))
+        weights = next(digest for name, digest in inputs.items() if name.startswith("teacher weights"))
+        layer = self.objective.layer if self.objective.needs_tokens else None
+        place = self.running.teacher_cache, self.run.teacher_cache
+        return plan_cache(*place, sets, self.pictures_at_once, self.teacher, weights, layer, self.is_compiled)
+
     def train(self) -> None:
         """Run all remaining steps."""
         sizes = (self.plan.num_steps, self.step, self.config.batch_size, self.workers)
         with Progress(self.run, self.accelerator, *sizes) as progress:
             self._take_steps(progress)
+        if self.cache is not None:
+            self.cache.settle()
 
     def _take_steps(self, progress: Progress) -> None:
         plan, stream = self.plan, self._batches()
@@ -117,7 +146,7 @@ class Trainer:
         """Give micro-batches from the current step on, on the device."""
         pictures = self.objective.pictures
         asked = None if pictures is None else (pictures, self.config.llm_batch_size)
-        loading = Loading(self.running.seed, self.workers, self.plan.accumulation)
+        loading = Loading(self.running.seed, self.workers, self.plan.accumulation, self.cache is not None)
         return batches(self.images, self.config.batch_size, asked, loading, self.accelerator, self.step)
 
     def _train_step(self, stream: Iterator[Batch]) -> Tensor:
@@ -140,9 +169,15 @@ class Trainer:
         self.optimizer.zero_grad()
         return scores
 
+    @torch.no_grad()
+    def _teach(self, batch: Batch) -> Taught:
+        def look() -> HiddenStates:
+            return self.look(resize_pixels(batch.pixel_values, self.teacher.image_size))
+
+        return self.objective.teach(self.teacher, self.cache(batch.views, look) if self.cache else look())
+
     def _backward(self, batch: Batch, micro_step: int) -> Tensor:
-        with torch.no_grad():
-            taught = self.teach(resize_pixels(batch.pixel_values, self.teacher.image_size))
+        taught = self._teach(batch)
         pixels = resize_pixels(batch.pixel_values, self.student_size)
         key = (self.running.seed, self.step, micro_step, self.accelerator.process_index)
         terms = self.objective(self.student, pixels, taught, batch, key)

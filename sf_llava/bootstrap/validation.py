@@ -1,7 +1,7 @@
 """Validation during training: cosine to the teacher on held-out images, zero-shot accuracy where classes are known."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ class Validator:
         teacher: the teacher.
         student_size: the student's input side in pixels.
         task: the zero-shot classifier, where classes are known; classification teachers bring their own.
+        targets: the teacher's embeddings of every batch, from the first validation on.
     """
 
     accelerator: Accelerator
@@ -57,6 +58,7 @@ class Validator:
     teacher: Teacher
     student_size: int
     task: ZeroShotTask | None
+    targets: list[Tensor] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.loader = self.accelerator.prepare(DataLoader(self.images, BATCH_SIZE))
@@ -68,10 +70,12 @@ class Validator:
         cosines: list[Tensor] = []
         correct: list[Tensor] = []
         teacher_correct: list[Tensor] = []
-        for pixels, labels in self.loader:
+        for number, (pixels, labels) in enumerate(self.loader):
             pixel_values = self.images.images.normalise(pixels)
             output = student(resize_pixels(pixel_values, self.student_size))
-            target = self.teacher(resize_pixels(pixel_values, self.teacher.image_size)).float()
+            if number == len(self.targets):
+                self.targets.append(self.teacher(resize_pixels(pixel_values, self.teacher.image_size)))
+            target = self.targets[number].float()
             cosine = F.cosine_similarity(output.image_embeds.float(), target, dim=-1)
             hits = self._hits(output.image_embeds.float(), labels)
             teacher_hits = self._hits(target, labels)

@@ -135,6 +135,11 @@ class BootstrapTransform:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio must be a range of width / height, got {self.ratio}")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether two views of a picture may differ."""
+        return self.flip > 0 or self.scale is not None
+
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Turn a picture into one random view of it: (S, S, 3) uint8, which ``normalise_pixels`` takes."""
         image = to_rgb(image)

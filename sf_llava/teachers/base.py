@@ -130,14 +130,31 @@ class Teacher(nn.Module):
 
         For CLIP behind the projection, for a classification teacher the normalised CLS before the classifier.
         """
-        return self._embed_cls(self.tokens(pixel_values, -1))
+        return self.embed_cls(self.cls_and_tokens(pixel_values, -1)[0])
 
     @torch.no_grad()
     def embeds_and_tokens(self, pixel_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Give what ``forward`` and ``tokens`` give, (B, E) and (B, 1 + P, D), in one pass."""
+        cls, tokens = self.cls_and_tokens(pixel_values, layer)
+        return self.embed_cls(cls), tokens
+
+    @torch.no_grad()
+    def cls_and_tokens(self, pixel_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Give the CLS that leaves the last block, (B, D), of which ``embed_cls`` makes embeddings, and ``tokens``.
+
+        Both are a picture's own, to the bit, wherever in a batch of one size it stands. Embeddings are not: products
+        with as few rows as there are pictures are split over a CPU's threads at other places.
+        """
         tokens = self.tokens(pixel_values, layer)
         last = self._run_blocks(tokens, self._depth_of(layer), self.num_hidden_layers)
-        return self._embed_cls(last), tokens
+        return last[:, 0].contiguous(), tokens
+
+    @torch.no_grad()
+    def embed_cls(self, cls: Tensor) -> Tensor:
+        """Turn the CLS that left the last block, (B, D), into (B, E) ``image_embeds``: final LN and projection."""
+        head = self.head_state_dict()
+        cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], self.layer_norm_eps)
+        return F.linear(cls, head["projection.weight"]) if "projection.weight" in head else cls
 
     @torch.no_grad()
     def classify(self, image_embeds: Tensor) -> Tensor:
@@ -172,13 +189,6 @@ class Teacher(nn.Module):
         for index in range(first, end):
             tokens = self.run_block(index, tokens)
         return tokens
-
-    def _embed_cls(self, tokens: Tensor) -> Tensor:
-        """Turn (B, T, D) tokens of the last layer into (B, E)."""
-        head = self.head_state_dict()
-        cls = tokens[:, 0]  # [B, D]
-        cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], self.layer_norm_eps)
-        return F.linear(cls, head["projection.weight"]) if "projection.weight" in head else cls
 
     def _checked(self, pixel_values: Tensor) -> Tensor:
         expected = (3, self.image_size, self.image_size)

@@ -191,12 +191,14 @@ def settings(world, output, **changes):
 
 def test_a_run_logs_the_loss_and_resumes_to_the_bit(world, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    bootstrap(BootstrapConfig.of(**settings(world, whole, keep_checkpoints=9)))
+    kept = dict(teacher_cache=str(tmp_path / "cache"))  # what the first run asks its teacher, the second one reads
+    bootstrap(BootstrapConfig.of(**settings(world, whole, keep_checkpoints=9, **kept)))
+    assert len(list((tmp_path / "cache").glob("*.rows"))) == 2  # of images and of questions' pictures
     shutil.copytree(whole, cut)
     for path in sorted((cut / "checkpoints").iterdir())[1:]:
         shutil.rmtree(path)
     (cut / "results.json").unlink()
-    bootstrap(BootstrapConfig.of(**settings(world, cut, resume=True)))
+    bootstrap(BootstrapConfig.of(**settings(world, cut, resume=True, **kept)))
     for name in ("log.jsonl", "encoder/model.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     line = json.loads((whole / "log.jsonl").read_text().splitlines()[0])

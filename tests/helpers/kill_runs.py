@@ -1,8 +1,8 @@
-"""Kills bootstraps and aligned continuations at random moments, resumes them, and compares with runs left alone.
+"""Kills bootstraps and continuations at random moments, resumes them, and compares with runs left alone.
 
     python tests/helpers/kill_runs.py --kills 40 --seed 1
 
-Expected: a line a kill, then "identical" for both runs. Every byte that depends on no clock is compared, and nothing
+Expected: a line a kill, then "identical" for every run. Every byte that depends on no clock is compared, and nothing
 that a killed process was about to write may be left.
 """
 
@@ -109,7 +109,7 @@ def compare(config: BootstrapConfig, kills: int, draws: random.Random) -> list[s
 
 
 def make_runs(folder: Path) -> dict[str, BootstrapConfig]:
-    """Write a tiny world; return a bootstrap in it, and an aligned continuation of another bootstrap."""
+    """Write a tiny world; return a bootstrap in it, and two continuations: aligned, and with its teacher kept."""
     from tiny import save_images, save_tiny_clip
 
     images = f"folder:{save_images(folder / 'images', 24)}"
@@ -122,13 +122,18 @@ def make_runs(folder: Path) -> dict[str, BootstrapConfig]:
         **numbers, workers=0, warmup_steps=0, output=str(folder / "aligned"), stage="scienceqa",
         init_from=str(folder / "bootstrap-whole"), align="set+readout",
     )  # fmt: skip
-    return {"bootstrap": first, "aligned continuation": aligned}
+    return {"bootstrap": first, "aligned continuation": aligned, "plain continuation": plain(aligned)}
+
+
+def plain(aligned: BootstrapConfig) -> BootstrapConfig:
+    """The same, not aligned: its pictures are shown four times, and the teacher runs for the first of them."""
+    return aligned.but(align="none", output=aligned.run.output.replace("aligned", "plain"))
 
 
 def main() -> None:
     """Parse, kill, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=40, help="of each of the two runs (%(default)s)")
+    parser.add_argument("--kills", type=int, default=40, help="of each run (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,18 @@ from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 
 
+class HiddenStates(NamedTuple):
+    """What the teacher's blocks make of a batch.
+
+    Attributes:
+        cls: (B, D), as it leaves the last block.
+        tokens: (B, 1 + M, D), the hidden state that LLaVA reads; None where no objective reads it.
+    """
+
+    cls: Tensor
+    tokens: Tensor | None
+
+
 class Taught(NamedTuple):
     """What the teacher says of a batch: ``embeds`` (B, E), and the hidden state ``states`` (B, 1 + M, D) if needed."""
 
@@ -70,11 +82,14 @@ class ObjectiveSum:
         """Names of the scores: the loss, the cosine of the embeddings, every term of the others."""
         return ("loss", "cosine", *(name for objective in self.others for name in objective.weights))
 
-    def teach(self, teacher: Teacher, pixel_values: Tensor) -> Taught:
-        """Ask the teacher what the objectives need of a batch."""
-        if not self.needs_tokens:
-            return Taught(teacher(pixel_values), None)
-        return Taught(*teacher.embeds_and_tokens(pixel_values, self.layer))
+    def look(self, teacher: Teacher, pixel_values: Tensor) -> HiddenStates:
+        """Run the teacher's blocks on (B, 3, S, S) pixels, for what the objectives need of a batch."""
+        cls, tokens = teacher.cls_and_tokens(pixel_values, self.layer if self.needs_tokens else -1)
+        return HiddenStates(cls, tokens if self.needs_tokens else None)
+
+    def teach(self, teacher: Teacher, seen: HiddenStates) -> Taught:
+        """Let the teacher say what the objectives need, of what its blocks made of a batch."""
+        return Taught(teacher.embed_cls(seen.cls), seen.tokens)
 
     def __call__(
         self, student: torch.nn.Module, pixel_values: Tensor, taught: Taught, batch: Batch, key: tuple[int, ...]
