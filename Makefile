@@ -68,7 +68,7 @@ test-oldest: $(OLDEST)/.installed
 
 test-newest: $(INSTALLED)
 	$(UV) venv --quiet --clear --python $(VENV)/bin/python $(NEWEST)
-	$(UV) pip install --quiet --python $(NEWEST)/bin/python --editable ".[dev]"
+	$(UV) pip install --quiet --compile-bytecode --python $(NEWEST)/bin/python --editable ".[dev]"
 	$(NEWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 test-bare: $(BARE)/.installed
@@ -89,13 +89,13 @@ lint: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
-	$(UV) pip install --quiet --python $(VENV)/bin/python $(LOCKED) || \
+	$(UV) pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(LOCKED) || \
 		$(VENV)/bin/pip install --quiet --disable-pip-version-check $(LOCKED)  # where only pip knows the index
 	touch $(INSTALLED)
 
 $(OLDEST)/.installed: $(INSTALLED) requirements-oldest.lock
 	$(UV) venv --quiet --clear --python $(VENV)/bin/python $(OLDEST)
-	$(UV) pip install --quiet --python $(OLDEST)/bin/python --requirements requirements-oldest.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(OLDEST)/bin/python --requirements requirements-oldest.lock
 	$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --editable .
 	touch $@
 

@@ -147,7 +147,7 @@ def _open(url: str, offset: int) -> _Answer | _Command:
     if url.startswith("pipe:"):
         source = _Command(url.removeprefix("pipe:"))
     elif url.startswith("s3://"):
-        source = _Command(f"aws s3 cp --only-show-errors {shlex.quote(url)} -")
+        source = _Command(f"aws s3 cp {shlex.quote(url)} -")
     else:
         source = _Answer(url, offset)
     try:

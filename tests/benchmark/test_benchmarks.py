@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from sf_llava.benchmark import bootstrap, encoder, everything, export, llava, ops, targets
+from sf_llava.benchmark import bootstrap, encoder, everything, export, llava, ops, runtimes, targets
 from sf_llava.benchmark.peers import SIDES, open_peers
 from sf_llava.benchmark.timing import Timing, interleave, kept_for_backward, paired_ratio, peak_memory
 from sf_llava.commands import benchmark as command
@@ -104,7 +104,12 @@ def test_llava_is_timed_in_parts_and_its_towers_stop_early(tmp_path, monkeypatch
     assert (tmp_path / f"llava_mini_{device_kind('cpu')}_float32.png").stat().st_size > 1000
 
 
-def test_what_else_could_be_taken_does_the_same_job():
+def test_what_else_could_be_taken_does_the_same_job(monkeypatch):
+    @contextmanager
+    def opened(module, image_size):  # runtimes have tests of their own, and take a minute here
+        yield {name: (module, 0) for name in runtimes.RUNTIMES}
+
+    monkeypatch.setattr(runtimes, "opened", opened)
     built = encoder.Built("sf-mini", "cpu", torch.float32)
     pixels = torch.randn(2, 3, 64, 64)
     with open_peers("mini", built.encoders) as peers, torch.inference_mode():

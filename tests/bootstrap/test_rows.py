@@ -66,8 +66,11 @@ def test_of_writers_killed_at_random_moments_every_row_is_whole_or_absent(tmp_pa
         file = RowFile(tmp_path / f"rows-{number}", size, "key")
         writer = os.fork()
         if not writer:
-            for row in range(10**6):
-                write(file, row % 50, bytes([row % 251]) * size)
+            try:
+                for row in range(10**6):
+                    write(file, row % 50, bytes([row % 251]) * size)
+            finally:
+                os._exit(1)  # whatever happens here, the tests go on in one process
         time.sleep(draws.uniform(0, 0.03))
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
