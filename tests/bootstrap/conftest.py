@@ -4,16 +4,18 @@ import pytest
 
 from sf_llava.bootstrap import run
 
-_measured: dict[str, list[dict]] = {}
-_measure = run.measure_costs
 
+@pytest.fixture(scope="package", autouse=True)
+def costs_counted_once():
+    measured: dict[str, list[dict]] = {}
+    measure_costs = run.measure_costs
 
-@pytest.fixture(autouse=True)
-def costs_counted_once(monkeypatch):
     def measure(teacher, student):
         kind = f"{teacher!r}\n{student.config.to_json_string()}"
-        if kind not in _measured:
-            _measured[kind] = _measure(teacher, student)
-        return _measured[kind]
+        if kind not in measured:
+            measured[kind] = measure_costs(teacher, student)
+        return measured[kind]
 
-    monkeypatch.setattr(run, "measure_costs", measure)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "measure_costs", measure)
+        yield
