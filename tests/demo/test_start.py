@@ -1,6 +1,8 @@
 """The demo started as a user does: its address, answers of both towers, a quiet end; one sentence for odd flags."""
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +17,20 @@ gradio_client = pytest.importorskip("gradio_client")
 
 ROOT = Path(__file__).resolve().parents[2]
 START = [sys.executable, str(ROOT / "demo" / "chat.py")]
+
+
+ONE_AFTER_THE_OTHER = """
+import json, runpy, sys
+script, commands = sys.argv[1], json.loads(sys.argv[2])
+for flags in commands:
+    sys.argv, status = [script, *flags], 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    print("\\nended with", status, file=sys.stderr)
+"""
+"""Runs a script again and again in one process, which imports what it needs once."""
 
 
 def surroundings(folder: Path) -> dict[str, str]:
@@ -89,12 +105,10 @@ def test_odd_flags_are_one_sentence(tmp_path):
             ("--model", str(tmp_path / "none")): "no LLaVA at",
             ("--encoder", str(tmp_path / "nothing")): "no encoder at",
         }
-        started = [
-            subprocess.Popen([*START, *flags], env=surroundings(tmp_path), stderr=subprocess.PIPE, text=True)
-            for flags in odd
-        ]
-        for process, (flags, words) in zip(started, odd.items(), strict=True):
-            _, err = process.communicate(timeout=120)
-            assert process.returncode == 2 and "Traceback" not in err, (flags, err)
-            assert words in err.strip().splitlines()[-1], flags
+        driver = [sys.executable, "-c", ONE_AFTER_THE_OTHER, START[1], json.dumps(list(odd))]
+        done = subprocess.run(driver, env=surroundings(tmp_path), capture_output=True, text=True, timeout=240)
+    said = re.findall(r"(.*?)\nended with (\w+)\n", done.stderr, flags=re.DOTALL)
+    for (err, status), (flags, words) in zip(said, odd.items(), strict=True):
+        assert status == "2" and "Traceback" not in err, (flags, err)
+        assert words in err.strip().splitlines()[-1], flags
     assert not list(tmp_path.glob("sf_llava_*"))

@@ -20,6 +20,7 @@ from official_state import (
 )
 from safetensors import safe_open
 
+from sf_llava.__main__ import main
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.official import convert_official, load_official
 
@@ -123,15 +124,16 @@ def test_the_script_writes_a_directory_that_from_pretrained_loads(state, tmp_pat
 
 
 @pytest.mark.parametrize("case", ["truncated", "absent"])
-def test_a_bad_file_is_one_sentence(checkpoint, tmp_path, case):
+def test_a_bad_file_is_one_sentence(checkpoint, tmp_path, case, monkeypatch, capsys):
     path = tmp_path / "file.pth"
     if case == "truncated":
         path.write_bytes(checkpoint.read_bytes()[:5000])
-    command = [sys.executable, ROOT / "scripts/convert.py", "official", path, tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert {"truncated": "truncated", "absent": "no checkpoint file"}[case] in done.stderr
+    monkeypatch.setattr(sys, "argv", ["sf-llava", "convert", "official", str(path), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and len(said.strip().splitlines()) == 1
+    assert {"truncated": "truncated", "absent": "no checkpoint file"}[case] in said
     assert not (tmp_path / "out").exists()
 
 
