@@ -5,6 +5,7 @@ Parameter names are the canonical block names that every teacher maps onto:
 """
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sf_llava.configuration import SparseFormerConfig
+from sf_llava.model.precision import ShardedLinear
 
 QUICK_GELU_SCALE = 1.702
 
@@ -72,7 +74,7 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, T, D) one by one."""
-        if self.is_quick_gelu and _is_plain(self.fc1) and _is_plain(self.fc2):
+        if self.is_quick_gelu and is_plain(self.fc1) and is_plain(self.fc2):
             hidden = _scaled_linear(self.fc1, tokens.flatten(0, -2), QUICK_GELU_SCALE, QUICK_GELU_SCALE)
             hidden = F.silu(hidden, inplace=not hidden.requires_grad)
             return _scaled_linear(self.fc2, hidden, 1 / QUICK_GELU_SCALE, 1).view(tokens.shape)
@@ -85,10 +87,10 @@ def _scaled_linear(linear: nn.Linear, rows: Tensor, weight_scale: float, bias_sc
     return torch.addmm(bias, rows, linear.weight.t(), alpha=weight_scale)
 
 
-def _is_plain(linear: nn.Module) -> bool:
+def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Tell whether a layer may be read past its ``forward``: not quantised, adapted, offloaded or hooked."""
     return (
-        type(linear) is nn.Linear
+        type(linear) in (nn.Linear, ShardedLinear)
         and type(linear.weight) is nn.Parameter
         and not linear._forward_hooks
         and not linear._forward_pre_hooks

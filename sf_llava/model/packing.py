@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sf_llava.model.cortex import QUICK_GELU_SCALE, Mlp
+from sf_llava.model.cortex import QUICK_GELU_SCALE, Mlp, is_plain
 from sf_llava.model.sparseformer import SparseFormerModel
 
 
@@ -55,7 +55,7 @@ class PackedLinear(nn.Module):
 
     Args:
         linear: what it stands for.
-        activation: ``none``, ``gelu`` (exact) or ``swish``.
+        activation: ``none`` or ``swish``.
         scale: of the product.
         bias_scale: of the bias.
     """
@@ -85,11 +85,11 @@ def _stay(*_: Any, **__: Any) -> nn.Module:
 
 
 def _pack_children(module: nn.Module) -> None:
-    """Put packed layers in the place of all linear ones below a module."""
+    """Put packed layers in the place of the plain linear ones below a module; quantised, adapted, hooked ones stay."""
     for name, child in list(module.named_children()):
-        if isinstance(child, Mlp):
+        if isinstance(child, Mlp) and child.is_quick_gelu and is_plain(child.fc1) and is_plain(child.fc2):
             _pack_mlp(child)
-        elif isinstance(child, nn.Linear):
+        elif is_plain(child):
             setattr(module, name, PackedLinear(child))
         else:
             _pack_children(child)
@@ -97,11 +97,6 @@ def _pack_children(module: nn.Module) -> None:
 
 def _pack_mlp(mlp: Mlp) -> None:
     """Pack a feed-forward network; QuickGELU, folded as in the network itself, becomes part of the first product."""
-    if mlp.is_quick_gelu:
-        first = PackedLinear(mlp.fc1, "swish", QUICK_GELU_SCALE, QUICK_GELU_SCALE)
-        second = PackedLinear(mlp.fc2, scale=1 / QUICK_GELU_SCALE)
-        mlp.act, mlp.is_quick_gelu = nn.Identity(), False
-    else:
-        first, second = PackedLinear(mlp.fc1), PackedLinear(mlp.fc2)
-    mlp.add_module("fc1", first)
-    mlp.add_module("fc2", second)
+    mlp.add_module("fc1", PackedLinear(mlp.fc1, "swish", QUICK_GELU_SCALE, QUICK_GELU_SCALE))
+    mlp.add_module("fc2", PackedLinear(mlp.fc2, scale=1 / QUICK_GELU_SCALE))
+    mlp.act, mlp.is_quick_gelu = nn.Identity(), False

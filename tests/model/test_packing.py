@@ -44,6 +44,30 @@ def test_every_linear_layer_is_packed_and_the_encoder_stays_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
+class Doubled(torch.nn.Linear):
+    """A stand-in for quantised and adapted layers."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(tokens)
+
+
+@pytest.mark.parametrize("where", ["cortex.1.attn.proj", "cortex.1.mlp.fc1", "cortex.1.mlp.fc2"])
+@pytest.mark.parametrize("how", ["replaced", "hooked"])
+def test_layers_that_are_more_than_their_weights_are_called(where, how):
+    encoder, pixels = make_encoder(), torch.randn(2, 3, 64, 64)
+    parent, name = encoder.get_submodule(where.rpartition(".")[0]), where.rpartition(".")[2]
+    layer = getattr(parent, name)
+    if how == "hooked":
+        layer.register_forward_hook(lambda *given: 2 * given[-1])
+    else:
+        doubled = Doubled(layer.in_features, layer.out_features)
+        doubled.load_state_dict(layer.state_dict())
+        setattr(parent, name, doubled)
+    with torch.inference_mode():
+        expected, found = (model(pixels).image_embeds for model in (encoder, pack_for_cpu(encoder)))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_packed_weights_cannot_do_is_refused(tmp_path):
     packed = pack_for_cpu(make_encoder())
     with pytest.raises(ValueError, match="save the encoder that they were packed from"):
