@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def _measure(
     pixels = torch.randn(batch_size, 3, pair.image_size, pair.image_size, device=device, dtype=built.dtype)
     with torch.inference_mode():
         runs = {key: _prepare(encoder, pixels, mode) for key, encoder in encoders.items()}
-        both = {f"{side} {name}": _call(getattr(peer, side), pixels) for name, peer in peers.items() for side in SIDES}
+        both = {
+            f"{side} {name}": partial(getattr(peer, side), pixels) for name, peer in peers.items() for side in SIDES
+        }
         timings = interleave(runs | both, device, repeats)
         memory = {key: None if mode == "graph" else peak_memory(function, device) for key, function in runs.items()}
     speed_up = paired_ratio(timings["teacher"], timings["student"])
@@ -131,10 +134,6 @@ def _measure(
 def _peer_row(timings: dict[str, Timing], name: str) -> dict[str, Any]:
     ours, theirs = (timings[f"{side} {name}"] for side in SIDES)
     return {"ours": ours.to_dict(), "theirs": theirs.to_dict(), "speed_up": paired_ratio(theirs, ours)}
-
-
-def _call(function: Callable[[Tensor], object], pixels: Tensor) -> Callable[[], object]:
-    return lambda: function(pixels)
 
 
 def _prepare(encoder: nn.Module, pixels: Tensor, mode: str) -> Callable[[], object]:

@@ -8,6 +8,7 @@ and the mini LLaVA's image questions, through files of its embedding and of its 
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,15 +92,13 @@ def _time_pair(name: str, batch_sizes: list[int], repeats: int) -> list[dict[str
             sizes[side] = {runtime: size for runtime, (_, size) in runs.items()}
             for size in batch_sizes:
                 pixels = torch.randn(size, 3, built.pair.image_size, built.pair.image_size)
-                calls = {runtime: _call(function, pixels) for runtime, (function, _) in runs.items()}
+                calls: dict[str, Callable[[], object]] = {
+                    runtime: partial(function, pixels) for runtime, (function, _) in runs.items()
+                }
                 timings[size][side] = {
                     runtime: timing.to_dict() for runtime, timing in interleave(calls, "cpu", repeats).items()
                 }
     return [{"pair": name, "batch_size": size, **timings[size], "weight_bytes": sizes} for size in batch_sizes]
-
-
-def _call(function: Callable, pixels: Tensor) -> Callable[[], object]:
-    return lambda: function(pixels)
 
 
 def score(encoder: str, questions: int, seed: int) -> list[dict[str, Any]]:

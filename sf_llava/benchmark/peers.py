@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from sf_llava.benchmark import runtimes
+from sf_llava.benchmark.llava import LAYER
 from sf_llava.export.features import ImageFeatures
 from sf_llava.measure.baselines import MergedTeacher
 from sf_llava.model import SparseFormerModel, packing
 from sf_llava.teachers.architectures import build_image_tower, build_teacher
 from sf_llava.teachers.base import Teacher
 
-LAYER = -2  # that a LLaVA reads
 SMALLER = "open_clip:ViT-B-16-quickgelu"
 
 Embed = Callable[[Tensor], object]
-
-
 SIDES = ("ours", "theirs")
 
 

@@ -83,6 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
         ops.run(batch_sizes=arguments.batch_size, sizes=arguments.sizes, **common)
     elif arguments.command == "encoder":
         modes = arguments.modes or (["eager"] if device == "cpu" else ["eager", "graph", "compiled"])
+        if arguments.peers and "eager" not in modes:
+            raise ValueError("`peers` are timed beside the eager encoders: add eager to `modes`, or leave `peers` out")
         what = {name: getattr(arguments, name) for name in ("pairs", "peers")}
         encoder.run(batch_sizes=arguments.batch_size, modes=modes, **what, **common)
     elif arguments.command == "bootstrap":

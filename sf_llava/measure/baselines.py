@@ -37,10 +37,8 @@ class ReducedTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed (B, 3, S, S) pixels: (B, E), not normalised."""
-        head = self.teacher.head_state_dict()
-        cls = self.run_blocks(self.teacher.embed(pixel_values.to(self.teacher.dtype)))[:, 0]
-        cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], self.teacher.layer_norm_eps)
-        return F.linear(cls, head["projection.weight"]) if "projection.weight" in head else cls
+        tokens = self.run_blocks(self.teacher.embed(pixel_values.to(self.teacher.dtype)))
+        return self.teacher.embed_cls(tokens[:, 0])
 
 
 class PooledTeacher(ReducedTeacher):
