@@ -1,6 +1,7 @@
 """The numbers of every SparseFormer: ``SparseFormerConfig`` and the named presets.
 
-Token accounting: ``num_latents`` is what an LLM receives; the cortex runs ``num_latents + 1`` tokens (latents and CLS).
+Token accounting: ``num_latents`` is what an LLM receives; the cortex runs ``num_latents + 1`` tokens (latents and CLS),
+without ``use_cls`` the latents alone.
 The paper counts "64 tokens" as 63 latents + CLS; our presets give N latents + CLS, so exactly N reach a projector.
 """
 
@@ -60,6 +61,8 @@ class SparseFormerConfig(PretrainedConfig):
     Args:
         image_size: side of the square input in pixels that the encoder was made for; any size is accepted at run time.
         num_latents: N, the number of latent tokens and RoIs (CLS not counted).
+        use_cls: whether CLS stands before the latents and gives the embedding; without it (SigLIP students) attention
+            pools the latents.
         hidden_size: width of the cortex, the teacher's width.
         focusing_size: width of the focusing transformer; the paper takes half of ``hidden_size``.
         num_focusing_iterations: iterations of the focusing transformer, with shared weights.
@@ -80,6 +83,7 @@ class SparseFormerConfig(PretrainedConfig):
         image_mean, image_std: normalisation of the input, the teacher's.
         interpolation: how pictures are resized, ``bicubic`` or ``bilinear``, as for the teacher.
         crop_fraction: part of the resized picture's shorter side that the centre crop keeps, the teacher's (CLIP: 1).
+        resize_mode: ``shortest`` keeps the picture's proportions, ``squash`` does not, the teacher's (SigLIP: squash).
         initializer_range: standard deviation of new weights.
         kwargs: fields of every configuration of transformers.
 
@@ -113,6 +117,8 @@ class SparseFormerConfig(PretrainedConfig):
         image_std: Sequence[float] = OPENAI_CLIP_STD,
         interpolation: str = "bicubic",
         crop_fraction: float = 1.0,
+        resize_mode: str = "shortest",
+        use_cls: bool = True,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -136,6 +142,8 @@ class SparseFormerConfig(PretrainedConfig):
         self.num_classes = num_classes
         self.interpolation = interpolation
         self.crop_fraction = crop_fraction
+        self.resize_mode = resize_mode
+        self.use_cls = use_cls
         self.initializer_range = initializer_range
         _refuse_unknown(kwargs)
         self._check()
@@ -179,6 +187,10 @@ class SparseFormerConfig(PretrainedConfig):
             raise ValueError(f"unknown interpolation {self.interpolation!r}; known: bicubic, bilinear")
         if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be a number above 0 and at most 1, not {self.crop_fraction!r}")
+        if self.resize_mode not in ("shortest", "squash"):
+            raise ValueError(f"unknown resize_mode {self.resize_mode!r}; known: shortest, squash")
+        if not isinstance(self.use_cls, bool):
+            raise ValueError(f"use_cls must be true or false, not {self.use_cls!r}")
 
     def _estimate_parameters(self) -> int:
         """Count the parameters of the blocks and of both generators of mixing matrices, nearly all there are."""
@@ -188,8 +200,8 @@ class SparseFormerConfig(PretrainedConfig):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the cortex: latents and CLS."""
-        return self.num_latents + 1
+        """Tokens of the cortex: latents, and CLS where there is one."""
+        return self.num_latents + self.use_cls
 
 
 _COUNT_RANGES = {name: (1, highest) for name, highest in COUNTS.items()} | {

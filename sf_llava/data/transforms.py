@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sf_llava.data.rgb import INTERPOLATIONS, to_rgb
 
+RESIZE_MODES = ("shortest", "squash")
 MAX_RESIZED_PIXELS = 2**26
 """Of a strip that would become larger, only what the crop keeps is resized: 1 x 200,000 would fill 40 GB."""
 FILTER_RADIUS = 2  # of the widest of these, in pixels of whichever side is coarser
@@ -24,7 +25,7 @@ FILTER_RADIUS = 2  # of the widest of these, in pixels of whichever side is coar
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter side, crop the centre, normalise.
+    """Resize the shorter side or both, crop the centre, normalise.
 
     Args:
         image_size: side of the square result, in pixels.
@@ -32,6 +33,8 @@ class Preprocessing:
         std: per channel, of values in [0, 1].
         interpolation: ``bicubic`` or ``bilinear``.
         crop_fraction: part of the resized shorter side that the crop keeps (timm's ``crop_pct``; CLIP: 1).
+        resize_mode: ``shortest``, which keeps the picture's proportions (CLIP), or ``squash``, which makes it a square
+            (SigLIP); open_clip's words.
     """
 
     image_size: int
@@ -39,6 +42,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_fraction: float = 1.0
+    resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))  # lists come out of JSON
@@ -51,6 +55,8 @@ class Preprocessing:
             raise ValueError(f"unknown interpolation {self.interpolation!r}: expected {', '.join(INTERPOLATIONS)}")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be in (0, 1], got {self.crop_fraction}")
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f"unknown resize_mode {self.resize_mode!r}: expected {', '.join(RESIZE_MODES)}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Turn a picture into (3, S, S) float32.
@@ -65,10 +71,10 @@ class Preprocessing:
         return pixels_of(self.fit(image))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """Resize the shorter side and crop the centre: an S x S RGB picture."""
+        """Resize and crop the centre: an S x S RGB picture."""
         image = to_rgb(image)
         shorter = math.floor(self.image_size / self.crop_fraction)
-        width, height = image.size
+        width, height = image.size if self.resize_mode == "shortest" else (1, 1)
         size = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
         left, top = (round((side - self.image_size) / 2) for side in size)
         box = (left, top, left + self.image_size, top + self.image_size)

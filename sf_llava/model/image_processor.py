@@ -18,7 +18,7 @@ MAX_RESIZED_PIXELS = 2**26
 
 
 class SparseFormerImageProcessor(CLIPImageProcessorPil):
-    """Resize the shorter side, crop the centre, normalise: to the pixel as encoders are trained and measured."""
+    """Resize, crop the centre, normalise: to the pixel as encoders are trained and measured."""
 
     def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Prepare one picture or (nested) lists of them: Pillow pictures of any mode, arrays, tensors."""
@@ -56,8 +56,9 @@ def _pictures_to_rgb(images: Any) -> Any:
 def make_image_processor(config: SparseFormerConfig) -> SparseFormerImageProcessor:
     """Make the image processor of an encoder."""
     side = config.image_size
+    resized = math.floor(side / config.crop_fraction)
     return SparseFormerImageProcessor(
-        size={"shortest_edge": math.floor(side / config.crop_fraction)},
+        size={"height": resized, "width": resized} if config.resize_mode == "squash" else {"shortest_edge": resized},
         crop_size={"height": side, "width": side},
         resample=int(INTERPOLATIONS[config.interpolation]),
         image_mean=list(config.image_mean),

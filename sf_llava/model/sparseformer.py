@@ -2,7 +2,8 @@
 
 Paper: Bootstrapping SparseFormers from Vision Foundation Models (CVPR 2024);
 architecture first in SparseFormer: Sparse Visual Recognition via Limited Latent Tokens (ICLR 2024).
-Letters: B images, S pixels, N latents, T = N + 1 tokens (CLS first), D width, E embedding, I iterations, P points.
+Letters: B images, S pixels, N latents, T tokens (CLS first where there is one, then N latents), D width, E embedding,
+I iterations, P points.
 """
 
 import difflib
@@ -24,6 +25,7 @@ from sf_llava.model.cortex import CortexBlock
 from sf_llava.model.early_conv import EarlyConvolution
 from sf_llava.model.focusing import FocusingTransformer, SamplingBlock
 from sf_llava.model.image_processor import make_image_processor
+from sf_llava.model.pooling import AttentionPooling
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import place_points
 
@@ -40,11 +42,11 @@ class SparseFormerOutput(ModelOutput):
 
     Attributes:
         image_embeds: (B, E) aligned with the teacher's embedding, not normalised: after the projection for CLIP
-            students, the final-norm CLS for AugReg students.
+            students, ``pooler_output`` where there is no projection.
         logits: (B, classes) of the inherited classifier, for AugReg students only.
         last_hidden_state: (B, T, D) tokens after the last cortex block, CLS first, before the final norm, where hidden
             states are asked for; otherwise the last block computes CLS alone.
-        pooler_output: (B, D) CLS after the final norm.
+        pooler_output: (B, D) CLS after the final norm; without CLS what attention pools of the latents after it.
         hidden_states: cortex input and the output of every block, each (B, T, D), where asked for; None in place of
             layers that were not.
         rois: (B, I + 1, N, 4) RoIs before the first and after every iteration, corners as image fractions, float32.
@@ -94,9 +96,12 @@ class SparseFormerModel(PreTrainedModel):
         super().__init__(config)
         self.early_conv = EarlyConvolution(config.conv_channels)
         self.focusing = FocusingTransformer(config)
-        self.cls_token = nn.Parameter(torch.empty(config.hidden_size))
+        if config.use_cls:
+            self.cls_token = nn.Parameter(torch.empty(config.hidden_size))
         self.cortex = nn.ModuleList([CortexBlock(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.cortex_layer_norm_eps)
+        if not config.use_cls:
+            self.pool = AttentionPooling(config)
         if config.projection_dim:
             self.projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
         if config.num_classes:
@@ -136,14 +141,16 @@ class SparseFormerModel(PreTrainedModel):
         layers = _layers_to_keep(output_hidden_states, len(self.cortex))
         features = self.early_conv(pixel_values.to(self.early_conv.conv.weight.dtype))
         focus = self.focusing(features)
-        starting_tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), focus.latents], dim=1)
+        starting_tokens = focus.latents
+        if self.config.use_cls:
+            starting_tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), starting_tokens], dim=1)
         tokens, hidden_states = self._run_cortex(starting_tokens, layers)
-        cls = None if tokens is None else self.norm(tokens[:, 0])
+        pooled = None if tokens is None else self._pool(tokens)
         output = SparseFormerOutput(
-            image_embeds=self.projection(cls) if cls is not None and self.config.projection_dim else cls,
-            logits=self.classifier(cls) if cls is not None and self.config.num_classes else None,
+            image_embeds=self.projection(pooled) if pooled is not None and self.config.projection_dim else pooled,
+            logits=self.classifier(pooled) if pooled is not None and self.config.num_classes else None,
             last_hidden_state=tokens if layers else None,
-            pooler_output=cls,
+            pooler_output=pooled,
             hidden_states=hidden_states if layers else None,
             rois=focus.rois,
             sampling_points=place_points(focus.rois[:, -1], focus.offsets) if output_sampling_points else None,
@@ -154,20 +161,25 @@ class SparseFormerModel(PreTrainedModel):
         """Run the cortex on tokens (B, T, D) as far as it is needed.
 
         Args:
-            tokens: CLS and latents.
-            layers: hidden states to keep; without any, the last block computes CLS alone.
+            tokens: CLS, where there is one, and latents.
+            layers: hidden states to keep; without any, the last block computes CLS alone, where there is one.
 
         Returns:
             The last block's output, (B, T, D) or (B, 1, D), None where it was not reached; the hidden states.
         """
         depth = len(self.cortex)
         last_layer = max(layers, default=depth)
+        cls_alone = self.config.use_cls and not layers
         hidden_states = [tokens if 0 in layers else None]
         for layer, block in enumerate(itertools.islice(self.cortex, last_layer), start=1):
-            tokens = block(tokens, num_updated=1 if layer == depth and not layers else None)
+            tokens = block(tokens, num_updated=1 if layer == depth and cls_alone else None)
             hidden_states.append(tokens if layer in layers else None)
         hidden_states += [None] * (depth - last_layer)
         return tokens if last_layer == depth else None, tuple(hidden_states)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """Make one vector (B, D) of the last block's tokens."""
+        return self.norm(tokens[:, 0]) if self.config.use_cls else self.pool(self.norm(tokens))
 
     def get_input_embeddings(self) -> EarlyConvolution:
         """Give what embeds the input: adapters ask its output for gradients, which checkpointed layers need."""
@@ -210,7 +222,9 @@ class SparseFormerModel(PreTrainedModel):
             _init_unit_norm(module.mixing.norm)
             init.zeros_(module.mixing.generate.weight)
             init.copy_(module.mixing.generate.bias, self._mixing_bias())
-        elif module is self:
+        elif isinstance(module, AttentionPooling):
+            init.normal_(module.query)
+        elif module is self and self.config.use_cls:
             init.normal_(module.cls_token)
 
     def _mixing_bias(self) -> Tensor:

@@ -1,4 +1,5 @@
-"""Teachers by name: CLIP and AugReg vision transformers of open_clip, transformers and timm behind one contract."""
+"""Teachers by name: vision transformers of open_clip, transformers and timm (CLIP, SigLIP, DINOv2, AugReg) behind one
+contract."""
 
 import importlib
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     "mini, open_clip:MODEL/TAG, open_clip:MODEL/FILE, transformers:ID_OR_DIR, timm:MODEL.TAG, timm:MODEL/FILE, "
-    "or the directory of a CLIP (with config.json or open_clip_config.json)"
+    "or the directory of a model (with config.json or open_clip_config.json)"
 )
 
 
@@ -62,7 +63,7 @@ def _parse(name: str) -> tuple[str, str]:
 def _family_of(directory: Path) -> str:
     """Say which library a model directory belongs to; transformers where it could be either."""
     has_config = (directory / "config.json").is_file()
-    if has_config and str(read_json_object(directory / "config.json").get("model_type")).startswith("clip"):
+    if has_config and "model_type" in read_json_object(directory / "config.json"):  # timm's has none
         return "transformers"
     if (directory / "open_clip_config.json").is_file():
         return "open_clip"

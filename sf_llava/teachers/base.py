@@ -1,11 +1,13 @@
 """The contract of a teacher: a frozen, plain vision transformer that a student inherits from and is aligned to.
 
 An adapter (one file for each host library) says how images become tokens, hands out its blocks, and maps its
-parameter names on the canonical ones below; everything else is here, so the three families cannot drift apart.
+parameter names on the canonical ones below; everything else is here, so the three libraries cannot drift apart.
 
-pixel_values -> ``embed`` (patches, CLS, positions, pre-LN) -> blocks -> CLS -> final LN -> projection -> image_embeds
+pixel_values -> ``embed`` (patches, CLS, registers, positions, pre-LN) -> blocks -> CLS -> final LN -> projection ->
+image_embeds; without CLS: blocks -> final LN -> attention pooling -> image_embeds
 
-Letters: B images, P patches, D width, E size of ``image_embeds``.
+Letters: B images, P patches, T tokens (CLS first where there is one, then P patches), R registers between the two, D
+width, E size of ``image_embeds``.
 """
 
 import zipfile
@@ -15,8 +17,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from sf_llava.data.transforms import Preprocessing
+from sf_llava.model.pooling import attend
 from sf_llava.weights.fit import find_misfit
 from sf_llava.weights.tensor_files import require_numbers
 
@@ -26,6 +30,8 @@ BLOCK_KEYS = tuple(
     for kind in ("weight", "bias")
 )
 """Canonical names of a block's parameters; ``attn.qkv`` stacks query, key and value rows."""
+LAYER_SCALES = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
+"""Canonical names of a block's LayerScales (D,), and the linear layers that they multiply."""
 
 
 class Teacher(nn.Module):
@@ -37,8 +43,10 @@ class Teacher(nn.Module):
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: geometry of the blocks.
         hidden_act: activation of the blocks, a name that ``transformers.activations.ACT2FN`` knows.
         layer_norm_eps: of every LN in the blocks and of the final one.
-        projection_dim: size of ``image_embeds`` behind CLIP's projection, None for a classification teacher.
-        num_classes: size of a classification teacher's classifier, 0 for CLIP.
+        use_cls: whether CLS stands first and gives the embedding; without it attention pools the patches.
+        num_registers: R, tokens inside the blocks that no one reads.
+        projection_dim: size of ``image_embeds`` behind CLIP's projection, None where there is none.
+        num_classes: size of a classification teacher's classifier, 0 for others.
         has_text: whether ``encode_text`` works.
         templates: zero-shot prompts that the teacher was trained with and brings along; mostly empty.
         preprocessing: how a PIL image becomes ``pixel_values``.
@@ -50,6 +58,8 @@ class Teacher(nn.Module):
     intermediate_size: int
     hidden_act: str
     layer_norm_eps: float
+    use_cls: bool = True
+    num_registers: int = 0
     projection_dim: int | None = None
     num_classes: int = 0
     has_text: bool = False
@@ -65,11 +75,11 @@ class Teacher(nn.Module):
     # What an adapter brings.
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """Turn (B, 3, S, S) pixels into (B, 1 + P, D) tokens in front of the first block, CLS first."""
+        """Turn (B, 3, S, S) pixels into (B, R + T, D) tokens in front of the first block: CLS, registers, patches."""
         raise NotImplementedError
 
     def run_block(self, index: int, tokens: Tensor) -> Tensor:
-        """Run one block on (B, T, D) tokens, any T."""
+        """Run one block on tokens (B, any number, D)."""
         raise NotImplementedError
 
     def block_state_dict(self, index: int) -> dict[str, Tensor]:
@@ -77,7 +87,13 @@ class Teacher(nn.Module):
         raise NotImplementedError
 
     def head_state_dict(self) -> dict[str, Tensor]:
-        """Give ``norm.*`` and either ``projection.weight`` (E, D) or ``classifier.weight``, ``classifier.bias``."""
+        """Give what follows the blocks under the names of a student's modules.
+
+        Returns:
+            ``norm.*``; without CLS ``pool.query`` (D,), the probe behind its projection, ``pool.kv.*`` (keys' rows
+            first), ``pool.proj.*``, ``pool.norm.*`` and ``pool.mlp.*``; and, where there is one, ``projection.weight``
+            (E, D) or ``classifier.weight`` and ``classifier.bias``.
+        """
         raise NotImplementedError
 
     def encode_text(self, texts: list[str]) -> Tensor:
@@ -89,6 +105,11 @@ class Teacher(nn.Module):
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the patches and CLS where there is one."""
+        return self.num_patches + self.use_cls
 
     @property
     def embed_dim(self) -> int:
@@ -119,48 +140,68 @@ class Teacher(nn.Module):
             layer: 0 is what enters the first block, k what leaves block k; -1 the last, -2 LLaVA's.
 
         Returns:
-            (B, 1 + P, D) in the teacher's dtype, CLS first, before the final LN.
+            (B, T, D) in the teacher's dtype, CLS first, before the final LN; registers are left out.
         """
-        tokens = self.embed(self._checked(pixel_values))
-        return self._run_blocks(tokens, 0, self._depth_of(layer))
+        return self._without_registers(self._run_to(pixel_values, self._depth_of(layer)))
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed (B, 3, S, S) pixels: (B, E) ``image_embeds`` in the teacher's dtype, not normalised.
 
-        For CLIP behind the projection, for a classification teacher the normalised CLS before the classifier.
+        For CLIP behind the projection, for SigLIP what its attention pools, for others the normalised CLS.
         """
         return self.embed_cls(self.cls_and_tokens(pixel_values, -1)[0])
 
     @torch.no_grad()
     def embeds_and_tokens(self, pixel_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Give what ``forward`` and ``tokens`` give, (B, E) and (B, 1 + P, D), in one pass."""
+        """Give what ``forward`` and ``tokens`` give, (B, E) and (B, T, D), in one pass."""
         cls, tokens = self.cls_and_tokens(pixel_values, layer)
         return self.embed_cls(cls), tokens
 
     @torch.no_grad()
     def cls_and_tokens(self, pixel_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Give the CLS that leaves the last block, (B, D), of which ``embed_cls`` makes embeddings, and ``tokens``.
+        """Give what :meth:`read_out` takes from the last block, (B, D), and ``tokens``, in one pass.
 
         Both are a picture's own, to the bit, wherever in a batch of one size it stands. Embeddings are not: products
         with as few rows as there are pictures are split over a CPU's threads at other places.
         """
-        tokens = self.tokens(pixel_values, layer)
-        last = self._run_blocks(tokens, self._depth_of(layer), self.num_hidden_layers)
-        return last[:, 0].contiguous(), tokens
+        depth = self._depth_of(layer)
+        tokens = self._run_to(pixel_values, depth)
+        last = self._run_blocks(tokens, depth, self.num_hidden_layers)
+        return self.read_out(last), self._without_registers(tokens)
+
+    @torch.no_grad()
+    def read_out(self, tokens: Tensor) -> Tensor:
+        """Take (B, D), of which ``embed_cls`` makes embeddings, from what leaves the last block, (B, any number, D).
+
+        That is CLS, or without one what the attention of the pooling head reads, in front of its output projection.
+        """
+        if self.use_cls:
+            return tokens[:, 0].contiguous()
+        head = self.head_state_dict()
+        tokens = F.layer_norm(tokens, tokens.shape[-1:], head["norm.weight"], head["norm.bias"], self.layer_norm_eps)
+        keys_and_values = F.linear(tokens, head["pool.kv.weight"], head["pool.kv.bias"])
+        return attend(head["pool.query"], keys_and_values, self.num_attention_heads)
 
     @torch.no_grad()
     def embed_cls(self, cls: Tensor) -> Tensor:
-        """Turn the CLS that left the last block, (B, D), into (B, E) ``image_embeds``: final LN and projection."""
-        head = self.head_state_dict()
-        cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], self.layer_norm_eps)
-        return F.linear(cls, head["projection.weight"]) if "projection.weight" in head else cls
+        """Turn what :meth:`read_out` gave, (B, D), into (B, E) ``image_embeds``."""
+        head, eps = self.head_state_dict(), self.layer_norm_eps
+        if self.use_cls:
+            embeds = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], eps)
+        else:
+            pooled = F.linear(cls, head["pool.proj.weight"], head["pool.proj.bias"])
+            hidden = F.layer_norm(pooled, pooled.shape[-1:], head["pool.norm.weight"], head["pool.norm.bias"], eps)
+            hidden = F.linear(hidden, head["pool.mlp.fc1.weight"], head["pool.mlp.fc1.bias"])
+            hidden = ACT2FN[self.hidden_act](hidden)
+            embeds = pooled + F.linear(hidden, head["pool.mlp.fc2.weight"], head["pool.mlp.fc2.bias"])
+        return F.linear(embeds, head["projection.weight"]) if "projection.weight" in head else embeds
 
     @torch.no_grad()
     def classify(self, image_embeds: Tensor) -> Tensor:
         """Turn (B, E) ``image_embeds`` into (B, num_classes) logits; classification teachers only."""
         if not self.num_classes:
-            raise ValueError(f"{self.name} is a CLIP teacher without a classifier; score it through encode_text")
+            raise ValueError(f"{self.name} is a teacher without a classifier; score a CLIP or SigLIP by encode_text")
         head = self.head_state_dict()
         return F.linear(image_embeds, head["classifier.weight"], head["classifier.bias"])
 
@@ -185,6 +226,16 @@ class Teacher(nn.Module):
             raise ValueError(f"{self.name} has layers {-depth - 1} .. {depth}, got {layer}")
         return layer % (depth + 1)
 
+    def _run_to(self, pixel_values: Tensor, depth: int) -> Tensor:
+        """Embed pixels and run the first ``depth`` blocks: (B, R + T, D)."""
+        return self._run_blocks(self.embed(self._checked(pixel_values)), 0, depth)
+
+    def _without_registers(self, tokens: Tensor) -> Tensor:
+        """Leave the registers out of (B, R + T, D) tokens."""
+        if not self.num_registers:
+            return tokens
+        return torch.cat([tokens[:, : self.use_cls], tokens[:, self.use_cls + self.num_registers :]], dim=1)
+
     def _run_blocks(self, tokens: Tensor, first: int, end: int) -> Tensor:
         for index in range(first, end):
             tokens = self.run_block(index, tokens)
@@ -198,25 +249,35 @@ class Teacher(nn.Module):
 
 
 def canonical_block(parameters: Mapping[str, Tensor], names: Mapping[str, str], teacher: str) -> dict[str, Tensor]:
-    """Rename a block's parameters; a block with more or fewer of them is not a plain one.
+    """Rename a block's parameters and fold LayerScale; a block with more or fewer of them is not a plain one.
+
+    ``gamma * (W x + b)`` is ``(gamma W) x + gamma b``; the products are rounded once, to the weights' dtype.
 
     Args:
         parameters: the block's own state dict.
-        names: the host's name for each canonical name.
+        names: the host's name for each canonical name, those of ``LAYER_SCALES`` included if it has any.
         teacher: for the error message.
 
     Raises:
         ValueError: names the parameters that a plain block does not have, or lacks.
     """
     extra = sorted(set(parameters) - set(names.values()))
-    missing = sorted(set(names.values()) - set(parameters))
+    missing = sorted(names[key] for key in BLOCK_KEYS if names[key] not in parameters)
     if extra or missing:
         raise unsupported(
             teacher,
-            "its blocks are not plain (LayerScale, query/key norms, gates and missing biases cannot be inherited): "
+            "its blocks are not plain (query/key norms, gates and missing biases cannot be inherited): "
             + (f"they also have {', '.join(extra)}" if extra else f"they lack {', '.join(missing)}"),
         )
-    return {canonical: parameters[own].detach() for canonical, own in names.items()}
+    block = {key: parameters[names[key]].detach() for key in BLOCK_KEYS}
+    for gamma, layer in LAYER_SCALES.items():
+        if names.get(gamma) in parameters:
+            scale = parameters[names[gamma]].detach().float()
+            for kind in ("weight", "bias"):
+                value = block[f"{layer}.{kind}"]
+                rows = scale[:, None] if kind == "weight" else scale
+                block[f"{layer}.{kind}"] = (rows * value.float()).to(value.dtype)
+    return block
 
 
 def require_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -253,7 +314,7 @@ def is_torchscript(file: Path) -> bool:
 
 def unsupported(teacher: str, reason: str) -> ValueError:
     """Say why a model cannot be a teacher."""
-    return ValueError(f"{teacher} cannot be a teacher: {reason}; a plain ViT with a CLS token is needed")
+    return ValueError(f"{teacher} cannot be a teacher: {reason}; a plain ViT with CLS or attention pooling is needed")
 
 
 def brief(error: Exception) -> str:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
-from sf_llava.data.transforms import Preprocessing
+from sf_llava.data.transforms import RESIZE_MODES, Preprocessing
 from sf_llava.files import read_json_object
 from sf_llava.teachers.base import (
     Teacher,
@@ -30,6 +32,7 @@ from sf_llava.teachers.base import (
     unsupported,
 )
 from sf_llava.teachers.hub import hub_or_cache
+from sf_llava.teachers.timm_vit import TimmVitTeacher, require_plain
 from sf_llava.weights.model_directory import check_json_files
 from sf_llava.weights.tensor_files import read_state_dict
 
@@ -46,18 +49,38 @@ BLOCK_NAMES = {
     "mlp.fc1.bias": "mlp.c_fc.bias",
     "mlp.fc2.weight": "mlp.c_proj.weight",
     "mlp.fc2.bias": "mlp.c_proj.bias",
+    "ls1.gamma": "ls_1.gamma",
+    "ls2.gamma": "ls_2.gamma",
 }
 CONFIG_FILE = "open_clip_config.json"
 OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 TEXTS_AT_ONCE = 256
 
 
-class OpenClipTeacher(Teacher):
-    """A CLIP of open_clip whose image tower is a plain ViT."""
+class ClipTexts(Teacher):
+    """The text tower of an open_clip model."""
 
     has_text = True
     clip: Any  # open_clip's model, whose parts torch types as Tensor | Module
-    tokenizer: Any
+    tokenizer_name: str
+    tokenizer: Any = None
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        if self.tokenizer is None:
+            try:
+                self.tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
+            except Exception as error:  # each tokenizer has errors of its own for a broken file
+                raise ValueError(
+                    f"the tokenizer of {self.name} could not be read or fetched ({brief(error)}); "
+                    f"give a local directory that holds {CONFIG_FILE}, the weights and the tokenizer's files"
+                ) from error
+        batches = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
+        return torch.cat([self.clip.encode_text(self.tokenizer(batch).to(self.device)) for batch in batches])
+
+
+class OpenClipTeacher(ClipTexts):
+    """A CLIP of open_clip whose image tower is its own plain ViT."""
 
     def __init__(self, name: str, clip: Any, tokenizer_name: str, preprocess: dict[str, Any]) -> None:
         """Wrap a loaded model.
@@ -74,7 +97,6 @@ class OpenClipTeacher(Teacher):
         super().__init__(name, size, visual.patch_size[0], _preprocessing(name, size, preprocess))
         self.clip = clip
         self.tokenizer_name = tokenizer_name
-        self.tokenizer = None
         block = visual.transformer.resblocks[0]
         self.hidden_size = visual.transformer.width
         self.num_hidden_layers = visual.transformer.layers
@@ -105,18 +127,32 @@ class OpenClipTeacher(Teacher):
     def image_parameters(self) -> Iterable[Tensor]:
         return self.clip.visual.parameters()
 
-    @torch.no_grad()
-    def encode_text(self, texts: list[str]) -> Tensor:
-        if self.tokenizer is None:
-            try:
-                self.tokenizer = open_clip.get_tokenizer(self.tokenizer_name)
-            except Exception as error:  # each tokenizer has errors of its own for a broken file
-                raise ValueError(
-                    f"the tokenizer of {self.name} could not be read or fetched ({brief(error)}); "
-                    f"give a local directory that holds {CONFIG_FILE}, the weights and the tokenizer's files"
-                ) from error
-        batches = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
-        return torch.cat([self.clip.encode_text(self.tokenizer(batch).to(self.device)) for batch in batches])
+
+class OpenClipTimmTeacher(ClipTexts, TimmVitTeacher):
+    """A CLIP or SigLIP of open_clip whose image tower is timm's plain ViT."""
+
+    def __init__(self, name: str, clip: Any, tokenizer_name: str, preprocess: dict[str, Any]) -> None:
+        """Wrap a loaded model; see :class:`OpenClipTeacher`."""
+        visual = clip.visual
+        require_plain(name, visual.trunk)
+        size = visual.trunk.patch_embed.img_size[0]
+        super().__init__(name, visual.trunk, _preprocessing(name, size, preprocess))
+        layers = [layer for layer in visual.head.children() if not isinstance(layer, nn.Dropout)]
+        plain = all(isinstance(layer, nn.Linear) and layer.bias is None for layer in layers)
+        if not isinstance(visual.trunk.head, nn.Identity) or len(layers) > 1 or not plain:
+            raise unsupported(name, "behind its pooling is more than a projection without bias")
+        self.clip = clip
+        self.tokenizer_name = tokenizer_name
+        if layers:
+            self.projection_dim = layers[0].out_features
+        self.freeze()
+
+    @property
+    def projection(self) -> nn.Linear:
+        return next(layer for layer in self.clip.visual.head.modules() if isinstance(layer, nn.Linear))
+
+    def image_parameters(self) -> Iterable[Tensor]:
+        return self.clip.visual.parameters()
 
 
 @dataclass
@@ -132,7 +168,7 @@ class _Source:
     weights: Path | dict[str, Any]
 
 
-def load(name: str, spec: str, dtype: torch.dtype) -> OpenClipTeacher:
+def load(name: str, spec: str, dtype: torch.dtype) -> ClipTexts:
     """Load ``MODEL/TAG``, ``MODEL/FILE``, or a directory that holds ``open_clip_config.json``.
 
     Raises:
@@ -143,7 +179,8 @@ def load(name: str, spec: str, dtype: torch.dtype) -> OpenClipTeacher:
     _require_vit(name, source.config)
     file = source.weights if isinstance(source.weights, Path) else _download(name, source.weights)
     clip = _build(name, source.config, _read_weights(file, source.config), file)
-    return OpenClipTeacher(name, clip.to(dtype), source.tokenizer_name, source.preprocess)
+    kind = OpenClipTimmTeacher if isinstance(clip.visual, TimmModel) else OpenClipTeacher
+    return kind(name, clip.to(dtype), source.tokenizer_name, source.preprocess)
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -223,10 +260,22 @@ def _require_vit(name: str, config: dict[str, Any]) -> None:
     vision = config["vision_cfg"]
     if "multimodal_cfg" in config:
         raise unsupported(name, "it is a CoCa model (attentional pooling and a caption decoder)")
-    if vision.get("timm_model_name"):
-        raise unsupported(name, f"its image tower is timm's {vision['timm_model_name']}, not open_clip's own ViT")
+    if model := vision.get("timm_model_name"):
+        _require_plain_timm(name, model, vision)
     if isinstance(vision.get("layers"), list | tuple):
         raise unsupported(name, "its image tower is a ResNet")
+
+
+def _require_plain_timm(name: str, model: Any, vision: dict[str, Any]) -> None:
+    """Turn away an image tower of timm that is no plain ViT, by its outline alone."""
+    if not isinstance(model, str) or not timm.is_model(model):
+        raise ValueError(f"the image tower of {name} is {model!r}, which this release of timm does not have")
+    try:
+        with torch.device("meta"):
+            outline = timm.create_model(model, num_classes=0, global_pool=vision.get("timm_pool") or None)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise unsupported(name, f"its image tower is timm's {model}, which is no ViT ({brief(error)})") from error
+    require_plain(f"{name}, whose image tower is timm's {model},", outline)
 
 
 def _is_custom(config: dict[str, Any]) -> bool:
@@ -251,8 +300,9 @@ def _build(name: str, config: dict[str, Any], state: dict[str, Tensor], file: Pa
         ) from error
     except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
         raise ValueError(f"open_clip cannot build the configuration of {name} ({brief(error)})") from error
-    if "logit_scale" in state and state["logit_scale"].numel() == 1:  # saved as a number or as a list of one
-        state["logit_scale"] = state["logit_scale"].reshape(outline.logit_scale.shape)
+    for number in ("logit_scale", "logit_bias"):
+        if number in state and state[number].numel() == 1 and getattr(outline, number, None) is not None:
+            state[number] = state[number].reshape(getattr(outline, number).shape)  # saved as a number or a list of one
     require_fit(outline, state, str(file))
     clip = build(**parts)
     load_strictly(clip, state, str(file))
@@ -314,6 +364,7 @@ def _activation(name: str, module: nn.Module) -> str:
 
 
 def _preprocessing(name: str, size: int, config: dict[str, Any]) -> Preprocessing:
-    if config["resize_mode"] != "shortest":
-        raise unsupported(name, f"its images are resized by {config['resize_mode']!r} instead of by their shorter side")
-    return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+    mode = config["resize_mode"]
+    if mode not in RESIZE_MODES:
+        raise unsupported(name, f"its images are resized by {mode!r}, not by {' or '.join(RESIZE_MODES)}")
+    return Preprocessing(size, config["mean"], config["std"], config["interpolation"], resize_mode=mode)

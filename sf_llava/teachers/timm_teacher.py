@@ -1,79 +1,39 @@
-"""Vision transformers of timm as teachers: AugReg classifiers, and the image towers of CLIP that timm hosts.
+"""Vision transformers of timm as teachers: AugReg classifiers, DINOv2, and the image towers of CLIP and SigLIP.
 
 timm keeps CLIP's projection as a classifier without bias; such a tower gives ``image_embeds`` behind it. It has no
 text tower, so zero-shot evaluation needs the same model from open_clip or transformers.
 """
 
 import difflib
-from collections.abc import Iterable
 from pathlib import Path
 
 import timm
 import torch
-from timm.layers import GELU, GELUTanh, QuickGELU
 from timm.models import VisionTransformer, split_model_name_tag
-from timm.models.vision_transformer import Block, Mlp
-from torch import Tensor, nn
+from torch import nn
 
-from sf_llava.data.transforms import Preprocessing
-from sf_llava.teachers.base import (
-    BLOCK_KEYS,
-    Teacher,
-    brief,
-    canonical_block,
-    is_torchscript,
-    load_strictly,
-    unsupported,
-)
+from sf_llava.teachers.base import brief, is_torchscript, load_strictly
 from sf_llava.teachers.hub import hub_or_cache
+from sf_llava.teachers.timm_vit import TimmVitTeacher, read_preprocessing, require_plain
 from sf_llava.weights.tensor_files import read_state_dict
 
-BLOCK_NAMES = {key: key for key in BLOCK_KEYS}  # the canonical names are timm's
 EMA_FIRST = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's own order for a training checkpoint
 
 
-class TimmTeacher(Teacher):
+class TimmTeacher(TimmVitTeacher):
     """A plain ViT of timm."""
 
     def __init__(self, name: str, vit: VisionTransformer) -> None:
         """Wrap a loaded model; its ``pretrained_cfg`` says how images are preprocessed."""
-        _require_plain(name, vit)
-        size, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-        super().__init__(name, size, patch, _preprocessing(name, size, vit.pretrained_cfg))
-        self.vit = vit
-        block = vit.blocks[0]
-        self.hidden_size = vit.embed_dim
-        self.num_hidden_layers = len(vit.blocks)
-        self.num_attention_heads = block.attn.num_heads
-        self.intermediate_size = block.mlp.fc1.out_features
-        self.hidden_act = _activation(name, block.mlp.act)
-        self.layer_norm_eps = block.norm1.eps
+        require_plain(name, vit)
+        super().__init__(name, vit, read_preprocessing(name, vit.patch_embed.img_size[0], vit.pretrained_cfg))
+        head = vit.head
         # A head without bias behind a pre-norm ViT is CLIP's projection, not a classifier.
-        if isinstance(vit.norm_pre, nn.LayerNorm) and not vit.head.bias.any():
-            self.projection_dim = vit.head.out_features
-        else:
-            self.num_classes = vit.head.out_features
+        if isinstance(head, nn.Linear) and isinstance(vit.norm_pre, nn.LayerNorm) and not head.bias.any():
+            self.projection_dim = head.out_features
+        elif isinstance(head, nn.Linear):
+            self.num_classes = head.out_features
         self.freeze()
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        tokens = self.vit._pos_embed(self.vit.patch_embed(pixel_values))
-        return self.vit.norm_pre(tokens)
-
-    def run_block(self, index: int, tokens: Tensor) -> Tensor:
-        return self.vit.blocks[index](tokens)
-
-    def block_state_dict(self, index: int) -> dict[str, Tensor]:
-        return canonical_block(self.vit.blocks[index].state_dict(), BLOCK_NAMES, self.name)
-
-    def head_state_dict(self) -> dict[str, Tensor]:
-        norm, head = self.vit.norm, self.vit.head
-        state = {"norm.weight": norm.weight.detach(), "norm.bias": norm.bias.detach()}
-        if self.projection_dim:
-            return {**state, "projection.weight": head.weight.detach()}  # [E, D]
-        return {**state, "classifier.weight": head.weight.detach(), "classifier.bias": head.bias.detach()}
-
-    def image_parameters(self) -> Iterable[Tensor]:
-        return self.vit.parameters()
 
 
 def load(name: str, spec: str, dtype: torch.dtype) -> TimmTeacher:
@@ -134,43 +94,6 @@ def _from_file(name: str, model: str, file: Path) -> VisionTransformer:
     state = read_state_dict(file, prefer=EMA_FIRST)
     num_classes = len(state["head.weight"]) if "head.weight" in state and state["head.weight"].ndim else 0
     vit = timm.create_model(model, pretrained=False, num_classes=num_classes)
-    _require_plain(name, vit)  # a clearer answer than keys that do not fit
+    require_plain(name, vit)  # a clearer answer than keys that do not fit
     load_strictly(vit, state, str(file))
     return vit
-
-
-def _require_plain(name: str, vit: nn.Module) -> None:
-    if type(vit) is not VisionTransformer:
-        raise unsupported(name, f"it is a {type(vit).__name__}")
-    if vit.attn_pool is not None or vit.global_pool != "token":
-        raise unsupported(name, f"it pools with {vit.global_pool!r} (a MAP head, an average ...), not its CLS token")
-    if vit.num_prefix_tokens != 1:
-        raise unsupported(name, f"it has {vit.num_prefix_tokens} tokens before its patches (register tokens)")
-    if not isinstance(vit.patch_drop, nn.Identity):
-        raise unsupported(name, "it uses patch dropout")
-    if not isinstance(vit.norm, nn.LayerNorm) or not isinstance(vit.fc_norm, nn.Identity):
-        raise unsupported(name, "it has no final LN in front of its pooling")
-    if not isinstance(vit.head, nn.Linear):
-        raise unsupported(name, "it has no classifier")
-    if vit.patch_embed.img_size[0] != vit.patch_embed.img_size[1]:
-        raise unsupported(name, f"its images are not square but {vit.patch_embed.img_size}")
-    for block in vit.blocks:
-        if type(block) is not Block or type(block.mlp) is not Mlp:
-            raise unsupported(name, f"its blocks are {type(block).__name__} with {type(block.mlp).__name__}")
-        canonical_block(block.state_dict(), BLOCK_NAMES, name)
-
-
-def _activation(name: str, module: nn.Module) -> str:
-    if isinstance(module, QuickGELU):
-        return "quick_gelu"
-    if isinstance(module, GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh"):
-        return "gelu_pytorch_tanh"
-    if isinstance(module, nn.GELU | GELU):
-        return "gelu"
-    raise unsupported(name, f"its blocks use the activation {type(module).__name__}")
-
-
-def _preprocessing(name: str, size: int, config: dict) -> Preprocessing:
-    if config.get("crop_mode", "center") != "center":
-        raise unsupported(name, f"its images are cropped by {config['crop_mode']!r} instead of at the centre")
-    return Preprocessing(size, config["mean"], config["std"], config["interpolation"], config["crop_pct"])

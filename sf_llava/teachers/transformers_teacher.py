@@ -1,132 +1,229 @@
-"""CLIP models of transformers as teachers: ``CLIPModel``, or ``CLIPVisionModelWithProjection`` without a text tower."""
+"""ViTs of transformers as teachers: CLIP and SigLIP, with or without their text towers, and DINOv2."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     CLIPModel,
-    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
     PretrainedConfig,
+    SiglipModel,
+    SiglipVisionModel,
 )
 
-from sf_llava.configuration import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from sf_llava.data.transforms import Preprocessing
-from sf_llava.teachers.base import Teacher, canonical_block, unsupported
+from sf_llava.teachers.base import BLOCK_KEYS, LAYER_SCALES, Teacher, canonical_block, unsupported
+from sf_llava.teachers.families import CLIP, DINOV2, NAFLEX, NO_HEAD, ROPE, SIGLIP, SWIGLU, Family
 from sf_llava.teachers.hub import hub_or_cache
+from sf_llava.teachers.transformers_preprocessing import read_preprocessing
 from sf_llava.weights.fit import describe_misfit
 from sf_llava.weights.model_directory import check_json_files, check_model_directory, reason
 from sf_llava.weights.tensor_files import require_numbers
 
-BLOCK_NAMES = {
-    "norm1.weight": "layer_norm1.weight",
-    "norm1.bias": "layer_norm1.bias",
-    "attn.qkv.weight": "qkv.weight",  # of the fused projection
-    "attn.qkv.bias": "qkv.bias",
-    "attn.proj.weight": "self_attn.out_proj.weight",
-    "attn.proj.bias": "self_attn.out_proj.bias",
-    "norm2.weight": "layer_norm2.weight",
-    "norm2.bias": "layer_norm2.bias",
-    "mlp.fc1.weight": "mlp.fc1.weight",
-    "mlp.fc1.bias": "mlp.fc1.bias",
-    "mlp.fc2.weight": "mlp.fc2.weight",
-    "mlp.fc2.bias": "mlp.fc2.bias",
+
+@dataclass(frozen=True)
+class Model:
+    """How transformers builds the models of one ``model_type``.
+
+    Attributes:
+        family: what they need.
+        kind: their class.
+        layers, norm, pre_norm: where the image tower has its blocks, the norm behind them, and the one in front.
+        takes_mask: whether a block asks for an attention mask.
+    """
+
+    family: Family
+    kind: type
+    layers: str = "encoder.layers"
+    norm: str = "post_layernorm"
+    pre_norm: str | None = None
+    takes_mask: bool = True
+
+
+def _dinov2(kind: type) -> Model:
+    return Model(DINOV2, kind, "encoder.layer", "layernorm", takes_mask=False)
+
+
+MODELS = {
+    "clip": Model(CLIP, CLIPModel, pre_norm="pre_layrnorm"),
+    "clip_vision_model": Model(CLIP, CLIPVisionModelWithProjection, pre_norm="pre_layrnorm"),
+    "siglip": Model(SIGLIP, SiglipModel),
+    "siglip_vision_model": Model(SIGLIP, SiglipVisionModel),
+    "dinov2": _dinov2(Dinov2Model),
+    "dinov2_with_registers": _dinov2(Dinov2WithRegistersModel),
 }
-MODELS = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which preprocessor_config.json holds
+REFUSED = {"dinov3_vit": ROPE, "siglip2": NAFLEX, "siglip2_vision_model": NAFLEX, "eva02": ROPE}
+LAYER_NAMES = {
+    "layer_norm1": "norm1",
+    "self_attn.q_proj": "attn.q",
+    "self_attn.k_proj": "attn.k",
+    "self_attn.v_proj": "attn.v",
+    "self_attn.out_proj": "attn.proj",
+    "layer_norm2": "norm2",
+    # DINOv2's, before transformers 5.24
+    "attention.attention.query": "attn.q",
+    "attention.attention.key": "attn.k",
+    "attention.attention.value": "attn.v",
+    "attention.output.dense": "attn.proj",
+    # and from then on
+    "attention.q_proj": "attn.q",
+    "attention.k_proj": "attn.k",
+    "attention.v_proj": "attn.v",
+    "attention.o_proj": "attn.proj",
+    "layer_scale1": "ls1",
+    "layer_scale2": "ls2",
+}
+"""Canonical names of a block's layers, by all of transformers' names that differ from them."""
+BLOCK_NAMES = {key: key for key in (*BLOCK_KEYS, *LAYER_SCALES)}  # once they are renamed
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 TEXTS_AT_ONCE = 256
 
 
 class TransformersTeacher(Teacher):
-    """A CLIP of transformers."""
+    """A ViT of transformers."""
 
-    clip: Any  # transformers' model, whose parts torch types as Tensor | Module
+    model: Any  # transformers' model, whose parts torch types as Tensor | Module
     tokenizer: Any
 
-    def __init__(self, name: str, clip: Any, path: str) -> None:
+    def __init__(self, name: str, model: Any, path: str) -> None:
         """Wrap a loaded model.
 
         Args:
             name: as given to ``load_teacher``.
-            clip: a ``CLIPModel`` or a ``CLIPVisionModelWithProjection``.
+            model: of one of the classes in ``MODELS``.
             path: directory or hub id, for the image processor and the tokenizer.
+
+        Raises:
+            ValueError: it cannot be a teacher, or its image processor cannot be read.
         """
-        config: CLIPVisionConfig = clip.vision_model.config
-        super().__init__(name, config.image_size, config.patch_size, _preprocessing(name, path, config.image_size))
-        self.clip = clip
+        self.made = MODELS[model.config.model_type]
+        family = self.made.family
+        vision = getattr(model, "vision_model", model)
+        config = vision.config
+        _require_plain(name, config, family)
+        preprocessing = read_preprocessing(name, path, config.image_size, family)
+        super().__init__(name, preprocessing.image_size, config.patch_size, preprocessing)
+        self.model = model
         self.path = path
         self.tokenizer = None
-        self.has_text = isinstance(clip, CLIPModel)
+        self.use_cls = family.use_cls
+        self.has_text = hasattr(model, "text_model")
+        self.num_registers = getattr(config, "num_register_tokens", 0)
         self.hidden_size = config.hidden_size
         self.num_hidden_layers = config.num_hidden_layers
         self.num_attention_heads = config.num_attention_heads
-        self.intermediate_size = config.intermediate_size
+        self.intermediate_size = self._layers[0].mlp.fc1.out_features
         self.hidden_act = config.hidden_act
         self.layer_norm_eps = config.layer_norm_eps
-        self.projection_dim = clip.visual_projection.out_features
+        if hasattr(model, "visual_projection"):
+            self.projection_dim = model.visual_projection.out_features
         # Written by scripts/train_mini.py: a small text tower knows no prompts but those it was trained with.
-        self.templates = tuple(getattr(clip.config, "zero_shot", {}).get("templates", ()))
+        self.templates = tuple(getattr(model.config, "zero_shot", {}).get("templates", ()))
+        for index in range(self.num_hidden_layers):
+            self.block_state_dict(index)
         self.freeze()
 
+    @property
+    def _vision(self) -> Any:
+        return getattr(self.model, "vision_model", self.model)
+
+    @property
+    def _layers(self) -> Any:
+        return self._vision.get_submodule(self.made.layers)
+
     def embed(self, pixel_values: Tensor) -> Tensor:
-        vision = self.clip.vision_model
-        return vision.pre_layrnorm(vision.embeddings(pixel_values))
+        tokens = self._vision.embeddings(pixel_values)
+        return tokens if self.made.pre_norm is None else self._vision.get_submodule(self.made.pre_norm)(tokens)
 
     def run_block(self, index: int, tokens: Tensor) -> Tensor:
-        return self.clip.vision_model.encoder.layers[index](tokens, None)
+        block = self._layers[index]
+        return block(tokens, None) if self.made.takes_mask else block(tokens)
 
     def block_state_dict(self, index: int) -> dict[str, Tensor]:
-        own = self.clip.vision_model.encoder.layers[index].state_dict()
+        own = {}
+        for name, value in self._layers[index].state_dict().items():
+            layer, _, kind = name.rpartition(".")
+            own[f"{LAYER_NAMES.get(layer, layer)}.{'gamma' if kind == 'lambda1' else kind}"] = value
         for kind in ("weight", "bias"):
-            own[f"qkv.{kind}"] = torch.cat([own.pop(f"self_attn.{part}_proj.{kind}") for part in "qkv"])  # [3 D, ...]
+            parts = [own.pop(f"attn.{part}.{kind}", None) for part in "qkv"]
+            if None not in parts:
+                own[f"attn.qkv.{kind}"] = torch.cat(parts)  # [3 D, ...]
         return canonical_block(own, BLOCK_NAMES, self.name)
 
     def head_state_dict(self) -> dict[str, Tensor]:
-        norm = self.clip.vision_model.post_layernorm
-        return {
-            "norm.weight": norm.weight.detach(),
-            "norm.bias": norm.bias.detach(),
-            "projection.weight": self.clip.visual_projection.weight.detach(),  # [E, D]
-        }
+        norm = self._vision.get_submodule(self.made.norm)
+        state = {"norm.weight": norm.weight.detach(), "norm.bias": norm.bias.detach()}
+        if not self.use_cls:
+            state |= _pooling_state(self._vision.head)
+        if self.projection_dim:
+            state["projection.weight"] = self.model.visual_projection.weight.detach()  # [E, D]
+        return state
 
     def image_parameters(self) -> Iterable[Tensor]:
-        yield from self.clip.vision_model.parameters()
-        yield from self.clip.visual_projection.parameters()
+        yield from self._vision.parameters()
+        if self.projection_dim:
+            yield from self.model.visual_projection.parameters()
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
         if not self.has_text:
             return super().encode_text(texts)
+        config, family = self.model.config.text_config, self.made.family
         if self.tokenizer is None:
-            self.tokenizer = _load_tokenizer(self.name, self.path, self.clip.config.text_config.eos_token_id)
-        longest = self.clip.config.text_config.max_position_embeddings
+            self.tokenizer = _load_tokenizer(self.name, self.path, config, family)
         embeds = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            batch = self.tokenizer(
-                texts[start : start + TEXTS_AT_ONCE],
-                padding=True,
+            batch = texts[start : start + TEXTS_AT_ONCE]
+            inputs = self.tokenizer(
+                [text.lower() for text in batch] if family.pads_texts else batch,
+                padding="max_length" if family.pads_texts else True,
                 truncation=True,
-                max_length=longest,
+                max_length=config.max_position_embeddings,
                 return_tensors="pt",
             ).to(self.device)
-            inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-            embeds.append(self.clip.get_text_features(**inputs).pooler_output)
+            names = ("input_ids",) if family.pads_texts else ("input_ids", "attention_mask")
+            embeds.append(self.model.get_text_features(**{name: inputs[name] for name in names}).pooler_output)
         return torch.cat(embeds)
+
+
+def _pooling_state(head: Any) -> dict[str, Tensor]:
+    """Give SigLIP's pooling head under the names of a student's."""
+    attention, width = head.attention, head.probe.shape[-1]
+    weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
+    state = {
+        "query": F.linear(head.probe.detach(), weight[:width], bias[:width]).flatten(),
+        "kv.weight": weight[width:],
+        "kv.bias": bias[width:],
+    }
+    parts: dict[str, nn.Module] = {"proj": attention.out_proj, "norm": head.layernorm, "mlp": head.mlp}
+    for name, part in parts.items():
+        state |= {f"{name}.{key}": value.detach() for key, value in part.state_dict().items()}
+    return {f"pool.{name}": value for name, value in state.items()}
+
+
+def _require_plain(name: str, config: Any, family: Family) -> None:
+    if getattr(config, "use_swiglu_ffn", False):
+        raise unsupported(name, SWIGLU)
+    if not getattr(config, "vision_use_head", True):
+        raise unsupported(name, NO_HEAD)
+    for field in ("image_size", "patch_size"):
+        if not isinstance(getattr(config, field), int):
+            raise unsupported(name, f"its {field} is {getattr(config, field)}, not one number for both sides")
 
 
 def load(name: str, path: str, dtype: torch.dtype) -> TransformersTeacher:
     """Load a directory or a hub id.
 
     Raises:
-        ValueError: nothing there, no network, not a CLIP, a broken file, weights that do not fit.
+        ValueError: nothing there, no network, a model that cannot be a teacher, a broken file, weights that do not fit.
     """
     local = Path(path).is_dir()
     if not local and (Path(path).exists() or path.startswith((".", "/", "~"))):
@@ -138,11 +235,11 @@ def load(name: str, path: str, dtype: torch.dtype) -> TransformersTeacher:
 def _load_model(name: str, path: str, local: bool, dtype: torch.dtype) -> Any:
     if local:
         check_json_files(path)
-    model_class = MODELS[_model_type(name, path)]
+    model_class: Any = MODELS[_model_type(name, path)].kind
     if local:
         check_model_directory(path)
     try:
-        clip, info = model_class.from_pretrained(
+        model, info = model_class.from_pretrained(
             path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # each weights format has errors of its own for a broken file
@@ -150,8 +247,8 @@ def _load_model(name: str, path: str, local: bool, dtype: torch.dtype) -> Any:
     misshaped = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
     if misfit := describe_misfit(info["missing_keys"], info["unexpected_keys"], misshaped):
         raise ValueError(f"{path} does not fit {model_class.__name__}: {misfit}")
-    require_numbers(dict(clip.named_parameters()), path)
-    return clip
+    require_numbers(dict(model.named_parameters()), path)
+    return model
 
 
 def _model_type(name: str, path: str) -> str:
@@ -161,7 +258,8 @@ def _model_type(name: str, path: str) -> str:
         raise ValueError(_broken(path, Path(path).is_dir(), error)) from error
     model_type = config.get("model_type", "none")
     if model_type not in MODELS:
-        raise unsupported(name, f"its config.json has model_type {model_type!r}, not {' or '.join(MODELS)}")
+        why = REFUSED.get(model_type, f"known are {', '.join(MODELS)}")
+        raise unsupported(name, f"its config.json has model_type {model_type!r}: {why}")
     return model_type
 
 
@@ -174,7 +272,7 @@ def _broken(path: str, local: bool, error: Exception) -> str:
     )
 
 
-def _load_tokenizer(name: str, path: str, end_id: int) -> Any:
+def _load_tokenizer(name: str, path: str, config: Any, family: Family) -> Any:
     """Load the tokenizer, strictly: where files are missing AutoTokenizer would build one without a vocabulary."""
     local = Path(path).is_dir()
     if local and not any((Path(path) / file).is_file() for file in TOKENIZER_FILES):
@@ -184,20 +282,11 @@ def _load_tokenizer(name: str, path: str, end_id: int) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each tokenizer file has errors of its own
         raise ValueError(f"the tokenizer of {name} could not be read ({reason(error)})") from error
-    # 2 is what CLIP's first configurations say; there transformers looks for the largest id instead.
-    if end_id not in (2, tokenizer.eos_token_id):
-        raise ValueError(f"the text tower of {name} ends texts by {end_id}, its tokenizer by {tokenizer.eos_token_id}")
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"the text tower of {name} knows {config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
+    # A CLIP reads where a text ends. 2 is what the first configurations say; there transformers looks for the largest
+    # id instead. A SigLIP reads the last place, and its configurations name another id.
+    if not family.pads_texts and config.eos_token_id not in (2, tokenizer.eos_token_id):
+        ends = f"ends texts by {config.eos_token_id}, its tokenizer by {tokenizer.eos_token_id}"
+        raise ValueError(f"the text tower of {name} {ends}")
     return tokenizer
-
-
-def _preprocessing(name: str, path: str, size: int) -> Preprocessing:
-    """Read ``preprocessor_config.json``; a directory without one gets CLIP's own preprocessing."""
-    if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in PROCESSOR_FILES):
-        return Preprocessing(size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-    try:
-        processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
-    except Exception as error:  # values of other types have errors of their own
-        raise ValueError(f"the image processor of {path} could not be read ({reason(error)})") from error
-    if processor.resample not in RESAMPLING:
-        raise ValueError(f"the image processor of {path} resamples by {processor.resample}, not by {RESAMPLING}")
-    return Preprocessing(size, processor.image_mean, processor.image_std, RESAMPLING[processor.resample])

@@ -1,8 +1,11 @@
 """Builders of small random models, and small timm architectures under names that ``timm:`` accepts."""
 
 import torch
+from timm.layers import SwiGLUPacked
 from timm.models import VisionTransformer, register_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -48,8 +51,24 @@ def vit_sf_tiny_clip(pretrained: bool = False, **options: object) -> VisionTrans
 
 
 @register_model
-def vit_sf_tiny_layer_scale(pretrained: bool = False, **options: object) -> VisionTransformer:
+def vit_sf_tiny_siglip(pretrained: bool = False, **options: object) -> VisionTransformer:
+    options = {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"} | options
+    return _tiny_vit(**options)
+
+
+@register_model
+def vit_sf_tiny_dinov2(pretrained: bool = False, **options: object) -> VisionTransformer:
     return _tiny_vit(init_values=0.1, **options)
+
+
+@register_model
+def vit_sf_tiny_reg4_dinov2(pretrained: bool = False, **options: object) -> VisionTransformer:
+    return _tiny_vit(init_values=0.1, reg_tokens=4, no_embed_class=True, **options)
+
+
+@register_model
+def vit_sf_tiny_swiglu(pretrained: bool = False, **options: object) -> VisionTransformer:
+    return _tiny_vit(init_values=0.1, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU, **options)
 
 
 @register_model
@@ -62,6 +81,27 @@ def vit_sf_tiny_avg(pretrained: bool = False, **options: object) -> VisionTransf
     return _tiny_vit(global_pool="avg", **options)
 
 
-@register_model
-def vit_sf_tiny_registers(pretrained: bool = False, **options: object) -> VisionTransformer:
-    return _tiny_vit(reg_tokens=4, **options)
+def open_clip_siglip_config() -> dict:
+    """A SigLIP as open_clip has them: timm's ViT with attention pooling, a text tower that reads its last place."""
+    vision = {"image_size": 24, "timm_model_name": "vit_sf_tiny_siglip", "timm_model_pretrained": False}
+    text = {"context_length": 12, "vocab_size": 32, "width": 32, "heads": 2, "layers": 1, "no_causal_mask": True}
+    return {
+        "embed_dim": 32,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": vision | {"timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": text
+        | {"hf_tokenizer_name": "tiny", "tokenizer_kwargs": {"clean": "canonicalize"}}
+        | {"proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}},
+    }
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words that ends texts and pads them, as SigLIP's does."""
+    words = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "the", "cat", "dog", "red", "Red"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+    )

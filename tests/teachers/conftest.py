@@ -7,14 +7,24 @@ import open_clip
 import pytest
 import timm
 import torch
-from tiny_models import open_clip_config, randomise
+from tiny_models import open_clip_config, open_clip_siglip_config, randomise, word_tokenizer
 from torch import nn
 from transformers import (
+    BitImageProcessorPil,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 from sf_llava.mini.training.clip_model import build_tokenizer
@@ -50,6 +60,8 @@ def open_clip_models(tmp_path_factory) -> Path:
     open_clip.add_model_config(directory / "configs")
     clip = randomise(open_clip.CLIP(**open_clip_config()))
     torch.save(clip.state_dict(), directory / "weights.pt")
+    clip = randomise(open_clip.CLIP(**configs["tiny-layer-scale"]))
+    torch.save(clip.state_dict(), directory / "layer-scale.pt")
     return directory
 
 
@@ -119,20 +131,111 @@ def timm_clip_file(tmp_path_factory) -> Path:
     return file
 
 
+SIGLIP_VISION = VISION | {"hidden_act": "gelu_pytorch_tanh"}
+
+
+@pytest.fixture(scope="session")
+def transformers_siglip_dir(tmp_path_factory) -> Path:
+    """A whole ``SiglipModel`` with tokenizer and image processor."""
+    directory = tmp_path_factory.mktemp("siglip")
+    text = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 12}
+    randomise(SiglipModel(SiglipConfig(vision_config=SIGLIP_VISION, text_config=text))).save_pretrained(directory)
+    word_tokenizer().save_pretrained(directory)
+    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def transformers_siglip_vision_dir(tmp_path_factory) -> Path:
+    """A ``SiglipVisionModel``, the tower of a LLaVA, without image processor."""
+    directory = tmp_path_factory.mktemp("siglip_vision")
+    randomise(SiglipVisionModel(SiglipVisionConfig(**SIGLIP_VISION))).save_pretrained(directory)
+    return directory
+
+
+DINOV2 = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2,
+    "image_size": 40,
+    "patch_size": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def transformers_dinov2_dir(tmp_path_factory) -> Path:
+    """A ``Dinov2Model`` for pictures of 40 px whose processor makes them 24."""
+    directory = tmp_path_factory.mktemp("dinov2")
+    randomise(Dinov2Model(Dinov2Config(**DINOV2))).save_pretrained(directory)
+    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 24, "width": 24}}
+    BitImageProcessorPil(**size, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def transformers_dinov2_registers_dir(tmp_path_factory) -> Path:
+    """A ``Dinov2WithRegistersModel`` without image processor."""
+    directory = tmp_path_factory.mktemp("dinov2_registers")
+    config = Dinov2WithRegistersConfig(**(DINOV2 | {"image_size": 24}), num_register_tokens=4)
+    randomise(Dinov2WithRegistersModel(config)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def open_clip_siglip_dir(tmp_path_factory) -> Path:
+    """A SigLIP of open_clip with its tokenizer."""
+    directory = tmp_path_factory.mktemp("open_clip_siglip")
+    parts = {name: value for name, value in open_clip_siglip_config().items() if name != "custom_text"}
+    clip = randomise(open_clip.CustomTextCLIP(**parts))
+    torch.save(clip.state_dict(), directory / "open_clip_pytorch_model.bin")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    config = {"model_cfg": open_clip_siglip_config(), "preprocess_cfg": preprocess}
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
+    word_tokenizer().save_pretrained(directory)
+    return directory
+
+
+TIMM_MODELS = {
+    "timm_siglip": "vit_sf_tiny_siglip",
+    "timm_dinov2": "vit_sf_tiny_dinov2",
+    "timm_dinov2_registers": "vit_sf_tiny_reg4_dinov2",
+}
+
+
+@pytest.fixture(scope="session")
+def timm_files(tmp_path_factory) -> dict[str, str]:
+    """Names of further teachers of timm, without classifiers, by family."""
+    directory, names = tmp_path_factory.mktemp("timm_families"), {}
+    for family, model in TIMM_MODELS.items():
+        torch.save(randomise(timm.create_model(model, num_classes=0)).state_dict(), directory / f"{family}.pt")
+        names[family] = f"timm:{model}/{directory / family}.pt"
+    return names
+
+
 FAMILIES = (
-    *("open_clip_file", "open_clip_custom", "open_clip_dir"),
-    *("transformers", "transformers_vision"),
-    *("timm", "timm_clip"),
+    *("open_clip_file", "open_clip_custom", "open_clip_dir", "open_clip_layer_scale", "open_clip_siglip"),
+    *("transformers", "transformers_vision", "transformers_siglip", "transformers_siglip_vision"),
+    *("transformers_dinov2", "transformers_dinov2_registers"),
+    *("timm", "timm_clip", *TIMM_MODELS),
 )
+OPEN_CLIP_MODELS = {
+    "open_clip_file": "tiny",
+    "open_clip_custom": "tiny-custom",
+    "open_clip_layer_scale": "tiny-layer-scale",
+}
 
 
 @pytest.fixture(params=FAMILIES)
 def teacher_name(request) -> str:
     """The name of one small teacher of each kind."""
     fixture = request.getfixturevalue
-    if request.param.startswith("open_clip") and request.param != "open_clip_dir":
-        model = "tiny" if request.param == "open_clip_file" else "tiny-custom"
-        return f"open_clip:{model}/{fixture('open_clip_models') / 'weights.pt'}"
+    if request.param in OPEN_CLIP_MODELS:
+        file = "layer-scale.pt" if request.param == "open_clip_layer_scale" else "weights.pt"
+        return f"open_clip:{OPEN_CLIP_MODELS[request.param]}/{fixture('open_clip_models') / file}"
+    if request.param in TIMM_MODELS:
+        return fixture("timm_files")[request.param]
     if request.param.startswith("timm"):
         model = "vit_sf_tiny_clip" if request.param == "timm_clip" else "vit_sf_tiny"
         return f"timm:{model}/{fixture(request.param + '_file')}"

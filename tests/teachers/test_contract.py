@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model.cortex import CortexBlock
+from sf_llava.model.pooling import AttentionPooling
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import BLOCK_KEYS, Teacher
 
@@ -72,33 +73,86 @@ def test_the_wrong_activation_would_be_noticed(teacher, tokens):
 
 def test_tokens_at_a_layer_count_like_transformers(teacher, pixels):
     depth = teacher.num_hidden_layers
-    first = teacher.tokens(pixels, 0)
-    assert first.shape == (3, 1 + teacher.num_patches, teacher.hidden_size) and teacher.num_patches == 9
-    for layer in range(1, depth + 1):
-        first = teacher.run_block(layer - 1, first)
-        torch.testing.assert_close(teacher.tokens(pixels, layer), first)
-        torch.testing.assert_close(teacher.tokens(pixels, layer - depth - 1), first)
+    inside = teacher.embed(pixels)
+    first = int(teacher.use_cls)
+    assert inside.shape == (3, first + teacher.num_registers + 9, teacher.hidden_size) and teacher.num_patches == 9
+    for layer in range(depth + 1):
+        patches = inside[:, first + teacher.num_registers :]
+        expected = torch.cat([inside[:, :first], patches], dim=1)  # registers are no one's to read
+        assert expected.shape[1] == teacher.num_tokens
+        torch.testing.assert_close(teacher.tokens(pixels, layer), expected)
+        torch.testing.assert_close(teacher.tokens(pixels, layer - depth - 1), expected)
+        inside = inside if layer == depth else teacher.run_block(layer, inside)
     for layer in (depth + 1, -depth - 2):
         with pytest.raises(ValueError, match="has layers"):
             teacher.tokens(pixels, layer)
 
 
-def test_the_head_turns_the_last_cls_into_the_embedding(teacher, pixels):
-    head = teacher.head_state_dict()
-    cls = teacher.tokens(pixels, -1)[:, 0]
-    cls = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], teacher.layer_norm_eps)
+def norm(tokens: Tensor, head: dict[str, Tensor], name: str, eps: float) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], head[f"{name}.weight"], head[f"{name}.bias"], eps)
+
+
+def reference_pooling(head: dict[str, Tensor], tokens: Tensor, teacher: Teacher) -> Tensor:
+    """SigLIP's pooling head written out, on normalised tokens, in float64."""
+    heads, eps, width = teacher.num_attention_heads, teacher.layer_norm_eps, tokens.shape[-1]
+    key, value = (tokens @ head["pool.kv.weight"].T + head["pool.kv.bias"]).split(width, dim=-1)
+    read = []
+    for number in range(heads):
+        part = slice(number * width // heads, (number + 1) * width // heads)
+        scores = key[..., part] @ head["pool.query"][part] / (width // heads) ** 0.5  # [B, M]
+        read.append((scores.softmax(-1)[..., None] * value[..., part]).sum(1))
+    pooled = torch.cat(read, -1) @ head["pool.proj.weight"].T + head["pool.proj.bias"]
+    hidden = norm(pooled, head, "pool.norm", eps) @ head["pool.mlp.fc1.weight"].T + head["pool.mlp.fc1.bias"]
+    return pooled + ACT2FN[teacher.hidden_act](hidden) @ head["pool.mlp.fc2.weight"].T + head["pool.mlp.fc2.bias"]
+
+
+def test_the_head_turns_the_last_tokens_into_the_embedding(teacher, pixels):
+    head = {name: value.double() for name, value in teacher.head_state_dict().items()}
+    tokens = norm(teacher.tokens(pixels, -1).double(), head, "norm", teacher.layer_norm_eps)
+    expected = tokens[:, 0] if teacher.use_cls else reference_pooling(head, tokens, teacher)
+    names = {"norm.weight", "norm.bias"} | {name for name in head if name.startswith("pool.")}
     embeds = teacher(pixels)
     if teacher.projection_dim:
-        assert head.keys() == {"norm.weight", "norm.bias", "projection.weight"}
+        assert head.keys() == names | {"projection.weight"}
         assert head["projection.weight"].shape == (teacher.projection_dim, teacher.hidden_size)
-        torch.testing.assert_close(embeds, cls @ head["projection.weight"].T)
+        expected = expected @ head["projection.weight"].T
+    elif teacher.num_classes:
+        assert head.keys() == names | {"classifier.weight", "classifier.bias"}
+        assert teacher.classify(embeds).shape == (3, teacher.num_classes)
+    else:
+        assert head.keys() == names
         with pytest.raises(ValueError, match="without a classifier"):
             teacher.classify(embeds)
-    else:
-        assert head.keys() == {"norm.weight", "norm.bias", "classifier.weight", "classifier.bias"}
-        torch.testing.assert_close(embeds, cls)
-        assert teacher.classify(embeds).shape == (3, teacher.num_classes)
+    torch.testing.assert_close(embeds.double(), expected, atol=1e-5, rtol=1e-5)
     assert embeds.shape == (3, teacher.embed_dim)
+
+
+def test_a_students_pooling_that_inherits_gives_the_teachers_embedding(teacher, pixels):
+    if teacher.use_cls:
+        assert not any(name.startswith("pool.") for name in teacher.head_state_dict())
+        return
+    config = SparseFormerConfig(
+        hidden_size=teacher.hidden_size,
+        focusing_size=teacher.hidden_size // 2,
+        focusing_num_attention_heads=1,
+        num_attention_heads=teacher.num_attention_heads,
+        intermediate_size=teacher.intermediate_size,
+        hidden_act=teacher.hidden_act,
+        cortex_layer_norm_eps=teacher.layer_norm_eps,
+    )
+    head = teacher.head_state_dict()
+    pool = AttentionPooling(config)
+    pool.load_state_dict({name[5:]: value for name, value in head.items() if name.startswith("pool.")}, strict=True)
+    tokens = norm(teacher.tokens(pixels, -1), head, "norm", teacher.layer_norm_eps)
+    torch.testing.assert_close(pool(tokens), teacher(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_read_of_a_picture_is_its_own_whatever_the_batch(teacher, pixels):
+    read, tokens = teacher.cls_and_tokens(pixels, -2)
+    again, same = teacher.cls_and_tokens(pixels.flip(0), -2)
+    assert torch.equal(again.flip(0), read) and torch.equal(same.flip(0), tokens)
+    embeds, states = teacher.embeds_and_tokens(pixels, -2)
+    assert torch.equal(embeds, teacher.embed_cls(read)) and torch.equal(states, tokens)
 
 
 def test_a_teacher_stays_frozen_and_in_evaluation_mode_inside_a_training_parent(teacher, pixels):
