@@ -98,7 +98,7 @@ class Teacher(nn.Module):
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embed texts, (len, E), not normalised."""
-        raise ValueError(f"teacher {self.name} has no text tower; zero-shot evaluation needs a whole CLIP model")
+        raise ValueError(f"teacher {self.name} has no text tower; zero-shot evaluation needs a whole CLIP or SigLIP")
 
     # What follows from it.
 
@@ -246,6 +246,13 @@ class Teacher(nn.Module):
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(f"{self.name} takes (B, {expected}) pixels, got {tuple(pixel_values.shape)}")
         return pixel_values.to(self.dtype)
+
+
+def weights_of(**layers: nn.Module) -> dict[str, Tensor]:
+    """Give weight and bias of layers, detached, under the names that they are given here."""
+    return {
+        f"{name}.{kind}": getattr(layer, kind).detach() for name, layer in layers.items() for kind in ("weight", "bias")
+    }
 
 
 def canonical_block(parameters: Mapping[str, Tensor], names: Mapping[str, str], teacher: str) -> dict[str, Tensor]:

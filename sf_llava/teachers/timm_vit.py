@@ -12,11 +12,11 @@ from timm.models.vision_transformer import Block, Mlp
 from torch import Tensor, nn
 
 from sf_llava.data.transforms import Preprocessing
-from sf_llava.teachers.base import BLOCK_KEYS, LAYER_SCALES, Teacher, canonical_block, unsupported
+from sf_llava.teachers.base import BLOCK_KEYS, LAYER_SCALES, Teacher, canonical_block, unsupported, weights_of
 from sf_llava.teachers.families import NAFLEX, ROPE, SWIGLU
 
 BLOCK_NAMES = {key: key for key in (*BLOCK_KEYS, *LAYER_SCALES)}
-_POOL_PARTS = ("q", "kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
+_POOL_PARTS = ("kv", "proj", "norm", "mlp.fc1", "mlp.fc2")
 RESIZE_MODES = {"center": "shortest", "squash": "squash"}  # by timm's crop_mode
 
 
@@ -56,18 +56,16 @@ class TimmVitTeacher(Teacher):
         return canonical_block(self.vit.blocks[index].state_dict(), BLOCK_NAMES, self.name)
 
     def head_state_dict(self) -> dict[str, Tensor]:
-        vit = self.vit
-        state = {"norm.weight": vit.norm.weight, "norm.bias": vit.norm.bias}
+        vit, pool = self.vit, self.vit.attn_pool
+        state = weights_of(norm=vit.norm)
         if not self.use_cls:
-            state |= {f"pool.{name}": value for name, value in vit.attn_pool.state_dict().items()}
-            for name in ("latent", "q.weight", "q.bias"):
-                del state[f"pool.{name}"]
-            state["pool.query"] = vit.attn_pool.q(vit.attn_pool.latent).flatten()
+            state["pool.query"] = pool.q(pool.latent).detach().flatten()
+            state |= weights_of(**{f"pool.{name}": pool.get_submodule(name) for name in _POOL_PARTS})
         if self.projection_dim:
-            state["projection.weight"] = self.projection.weight  # [E, D]
+            state["projection.weight"] = self.projection.weight.detach()  # [E, D]
         if self.num_classes:
-            state |= {"classifier.weight": vit.head.weight, "classifier.bias": vit.head.bias}
-        return {name: value.detach() for name, value in state.items()}
+            state |= weights_of(classifier=vit.head)
+        return state
 
     @property
     def projection(self) -> nn.Linear:
@@ -108,7 +106,7 @@ def require_plain(name: str, vit: Any) -> None:
 def _require_plain_pooling(name: str, vit: Any) -> None:
     """Refuse attention pooling that is not SigLIP's: one query over patches alone, shaped like the blocks."""
     pool, block = vit.attn_pool, vit.blocks[0]
-    wanted = {"latent", *(f"{part}.{kind}" for part in _POOL_PARTS for kind in ("weight", "bias"))}
+    wanted = {"latent", *(f"{part}.{kind}" for part in ("q", *_POOL_PARTS) for kind in ("weight", "bias"))}
     if type(pool) is not AttentionPoolLatent or pool.latent.shape[1] != 1 or set(pool.state_dict()) != wanted:
         raise unsupported(name, f"it pools with a {type(pool).__name__} that is not SigLIP's")
     if vit.cls_token is not None or vit.num_prefix_tokens:

@@ -38,7 +38,7 @@ def read_preprocessing(name: str, path: str, image_size: int, family: Family) ->
     cropped = _side(processor.crop_size) if crops else resized
     if family.any_size and cropped is not None:
         image_size = cropped
-    if resized is None or resized < image_size or (crops and cropped != image_size):
+    if resized is None or resized < image_size or cropped != image_size:
         raise ValueError(
             f"the image processor of {path} resizes to {processor.size}"
             f"{f' and crops to {processor.crop_size}' if crops else ''}: {name} takes squares of {image_size} pixels"

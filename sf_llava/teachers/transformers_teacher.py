@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     CLIPModel,
@@ -20,7 +20,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from sf_llava.teachers.base import BLOCK_KEYS, LAYER_SCALES, Teacher, canonical_block, unsupported
+from sf_llava.teachers.base import BLOCK_KEYS, LAYER_SCALES, Teacher, canonical_block, unsupported, weights_of
 from sf_llava.teachers.families import CLIP, DINOV2, NAFLEX, NO_HEAD, ROPE, SIGLIP, SWIGLU, Family
 from sf_llava.teachers.hub import hub_or_cache
 from sf_llava.teachers.transformers_preprocessing import read_preprocessing
@@ -159,8 +159,7 @@ class TransformersTeacher(Teacher):
         return canonical_block(own, BLOCK_NAMES, self.name)
 
     def head_state_dict(self) -> dict[str, Tensor]:
-        norm = self._vision.get_submodule(self.made.norm)
-        state = {"norm.weight": norm.weight.detach(), "norm.bias": norm.bias.detach()}
+        state = weights_of(norm=self._vision.get_submodule(self.made.norm))
         if not self.use_cls:
             state |= _pooling_state(self._vision.head)
         if self.projection_dim:
@@ -202,10 +201,9 @@ def _pooling_state(head: Any) -> dict[str, Tensor]:
         "query": F.linear(head.probe.detach(), weight[:width], bias[:width]).flatten(),
         "kv.weight": weight[width:],
         "kv.bias": bias[width:],
+        **weights_of(proj=attention.out_proj, norm=head.layernorm),
+        **weights_of(**{"mlp.fc1": head.mlp.fc1, "mlp.fc2": head.mlp.fc2}),
     }
-    parts: dict[str, nn.Module] = {"proj": attention.out_proj, "norm": head.layernorm, "mlp": head.mlp}
-    for name, part in parts.items():
-        state |= {f"{name}.{key}": value.detach() for key, value in part.state_dict().items()}
     return {f"pool.{name}": value for name, value in state.items()}
 
 

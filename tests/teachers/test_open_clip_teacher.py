@@ -100,8 +100,6 @@ def test_openai_archives_load_with_quick_gelu_only(openai_files, pixels):
         ("open_clip:ViT-B-16", "names no weights; its tags are: openai"),
         ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "CoCa"),
         ("open_clip:RN50-quickgelu/openai", "ResNet"),
-        ("open_clip:ViT-B-16-SigLIP/webli", "timm's vit_base_patch16_siglip_224"),
-        ("open_clip:convnext_base/laion400m_s13b_b51k", "timm's convnext_base"),
     ],
 )
 def test_names_that_cannot_work_are_refused_before_anything_is_fetched(name, message, monkeypatch):
@@ -116,7 +114,6 @@ def test_names_that_cannot_work_are_refused_before_anything_is_fetched(name, mes
         ("tiny-attn-pool", "attentional pooling"),
         ("tiny-avg-pool", "pools with 'avg'"),
         ("tiny-patch-dropout", "patch dropout"),
-        ("tiny-layer-scale", r"also have ls_1\.gamma, ls_2\.gamma"),
         ("tiny-qk-norm", "not plain"),
     ],
 )

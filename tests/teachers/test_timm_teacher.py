@@ -65,11 +65,12 @@ def test_names_that_cannot_work_are_refused_before_anything_is_fetched(name, mes
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("vit_sf_tiny_layer_scale", r"also have ls1\.gamma, ls2\.gamma"),
-        ("vit_sf_tiny_map", "MAP head"),
+        ("vit_sf_tiny_map", "attention pools its patches, but it has CLS"),
         ("vit_sf_tiny_avg", "pools with 'avg'"),
-        ("vit_sf_tiny_registers", "5 tokens before its patches"),
-        ("eva02_tiny_patch14_224", "it is a Eva"),
+        ("vit_sf_tiny_swiglu", r"gated \(SwiGLU\)"),
+        ("eva02_tiny_patch14_224", r"it is a Eva: its attention .*RoPE"),
+        ("vit_small_patch16_dinov3", r"it is a Eva: its attention .*RoPE"),
+        ("naflexvit_base_patch16_siglip", r"NaFlexVit: .*\(NaFlex\)"),
         ("resnet10t", "it is a ResNet"),
     ],
 )

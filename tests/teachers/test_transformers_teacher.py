@@ -101,7 +101,7 @@ def test_a_tokenizer_of_another_model_is_noticed(copy):
         load_teacher(str(copy)).encode_text(["cat"])
 
 
-@pytest.mark.parametrize("model_type", ["siglip", "sparseformer", "llava"])
+@pytest.mark.parametrize("model_type", ["vit", "sparseformer", "llava"])
 def test_other_models_are_refused_by_their_type(copy, model_type):
     config = json.loads((copy / "config.json").read_text()) | {"model_type": model_type}
     (copy / "config.json").write_text(json.dumps(config))
