@@ -128,7 +128,7 @@ def heat_sheet(
     student_attention: Tensor | None = None,
     teacher_attention: Tensor | None = None,
 ) -> Image.Image:
-    """Draw a row an image: where sampling mass goes, and what the CLS tokens of student and teacher attend to.
+    """Draw a row an image: where sampling mass goes, and what CLS (or the pooling) of student and teacher attends to.
 
     Args:
         sampling_points: (B, N, P, 2) image fractions.
@@ -146,7 +146,10 @@ def heat_sheet(
         if teacher_attention is not None:
             row.append(draw_grid(image, teacher_attention[index]))
         rows.append(row)
-    return sheet(titles, rows, "each map is scaled to its own maximum; attention: CLS in the last block, mean of heads")
+    legend = (
+        "each map is scaled to its own maximum; attention: CLS in the last block, or the pooling head, mean of heads"
+    )
+    return sheet(titles, rows, legend)
 
 
 def plain(image: Image.Image, *, size: int = PANEL) -> Image.Image:

@@ -143,7 +143,7 @@ def plan_cache(
     Raises:
         OSError: the directory that was asked for cannot be made, or its disk has no room.
     """
-    tokens = 1 if layer is None else 2 + teacher.num_patches
+    tokens = 1 if layer is None else 1 + teacher.num_tokens
     shape = RowShape(tokens, teacher.hidden_size, teacher.dtype)
     num_bytes = sum(shown.num_views for shown in sets) * (SEAL_BYTES + shape.num_bytes)
     automatic = asked == "auto"

@@ -18,12 +18,13 @@ INHERITED_FIELDS = (
     "cortex_layer_norm_eps",
     "projection_dim",
     "num_classes",
+    "use_cls",
     "image_mean",
     "image_std",
 )
 """Configuration that a student shares with its teacher."""
 
-HEAD_MODULES = ("norm", "projection", "classifier")
+HEAD_MODULES = ("norm", "pool", "projection", "classifier")
 """Modules after the cortex, inherited and always frozen."""
 
 
@@ -88,6 +89,8 @@ def student_config(
         image_std=teacher.preprocessing.std,
         interpolation=teacher.preprocessing.interpolation,
         crop_fraction=teacher.preprocessing.crop_fraction,
+        resize_mode=teacher.preprocessing.resize_mode,
+        use_cls=teacher.use_cls,
     )
 
 
@@ -110,7 +113,7 @@ def check_fits(config: SparseFormerConfig, teacher: Teacher) -> None:
 
 
 def check_head(student: SparseFormerModel, teacher: Teacher) -> None:
-    """Check that a student to be continued ends in this teacher's norm and projection, which are never trained.
+    """Check that a student to be continued ends in this teacher's norm and head, which are never trained.
 
     Raises:
         ValueError: it was bootstrapped from another teacher.
@@ -122,7 +125,7 @@ def check_head(student: SparseFormerModel, teacher: Teacher) -> None:
 
 @torch.no_grad()
 def inherit(student: SparseFormerModel, teacher: Teacher, reuse_blocks: bool = True) -> None:
-    """Copy the teacher's last blocks into the cortex, and its final norm and projection (or classifier).
+    """Copy the teacher's last blocks into the cortex, and its final norm, pooling head and projection (or classifier).
 
     Args:
         student: built with :func:`student_config`; changed in place.

@@ -5,13 +5,13 @@
         hidden = cache(batch.views, look)
 
 A batch whose views are all there is read; any other runs whole through the teacher, so that it always sees batches of
-one size, and is kept. What is kept is the CLS that leaves the last block, from which embeddings are made anew in every
-step (see :meth:`Teacher.cls_and_tokens`), and where objectives compare them the tokens that LLaVA reads. So training
-with a cache and without is the same to the bit, as long as the teacher's blocks say the same of a picture whatever its
-batch. That is looked into: what is computed although it is there is compared with it, the first batch of every process
-for this alone, and at a difference nothing is read any more.
+one size, and is kept. What is kept is the CLS that leaves the last block (or what attention pooling reads there), from
+which embeddings are made anew in every step (see :meth:`Teacher.cls_and_tokens`), and where objectives compare them
+the tokens that LLaVA reads. So training with a cache and without is the same to the bit, as long as the teacher's
+blocks say the same of a picture whatever its batch. That is looked into: what is computed although it is there is
+compared with it, the first batch of every process for this alone, and at a difference nothing is read any more.
 
-Letters: B pictures of a batch, D width, T vectors of a row: CLS, and 1 + M tokens where they are kept.
+Letters: B pictures of a batch, D width, T vectors of a row: CLS, and the teacher's tokens where they are kept.
 """
 
 import warnings

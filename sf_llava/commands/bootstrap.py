@@ -54,7 +54,7 @@ def print_results(results: dict, output: str) -> None:
         [
             encoder["name"],
             f"{results['val_cosine']:.4f}" if encoder["name"] == "student" else "",
-            f"{encoder['tokens']} + CLS",
+            f"{encoder['tokens']}{' + CLS' * encoder.get('cls', True)}",
             f"{encoder['parameters'] / 1e6:.2f} M",
             f"{encoder['multiply_adds'] / 1e9:.3g} G",
         ]

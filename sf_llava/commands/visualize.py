@@ -79,34 +79,34 @@ def main(argv: list[str]) -> None:
     from sf_llava.measure.setup import ENCODER, teacher_of
     from sf_llava.model.loading import load_encoder
     from sf_llava.teachers import load_teacher
-    from sf_llava.teachers.attention import cls_attention
+    from sf_llava.teachers.attention import cls_attention, pooling_attention
 
     path = arguments.encoder or ENCODER
     device = choose_device(arguments.device)
     encoder = load_encoder(path, device=device)
     config = encoder.config
-    preprocessing = Preprocessing(config.image_size, config.image_mean, config.image_std)
+    preprocessing = Preprocessing(
+        config.image_size, config.image_mean, config.image_std, resize_mode=config.resize_mode
+    )
     views = [preprocessing.fit(picture) for picture in open_pictures(arguments)]
     pixel_values = torch.stack([preprocessing.normalise(view) for view in views]).to(device)
     with torch.no_grad():
         output = encoder(pixel_values, output_hidden_states=True, output_sampling_points=True)
-        student_attention = cls_attention(
-            output.hidden_states[-2],
-            encoder.cortex[-1].state_dict(),
-            config.num_attention_heads,
-            config.cortex_layer_norm_eps,
-        )
+        shape = config.num_attention_heads, config.cortex_layer_norm_eps
+        if config.use_cls:
+            student_attention = cls_attention(output.hidden_states[-2], encoder.cortex[-1].state_dict(), *shape)
+        else:
+            student_attention = pooling_attention(output.last_hidden_state, encoder.state_dict(), *shape)
         teacher_attention = None
         if teacher_name := arguments.teacher or teacher_of(path):
             teacher = load_teacher(teacher_name, device=device)
             seen = torch.stack([teacher.preprocessing(view) for view in views]).to(device)
             last = teacher.num_hidden_layers - 1
-            teacher_attention = cls_attention(
-                teacher.tokens(seen, last),
-                teacher.block_state_dict(last),
-                teacher.num_attention_heads,
-                teacher.layer_norm_eps,
-            )
+            shape = teacher.num_attention_heads, teacher.layer_norm_eps
+            if teacher.use_cls:
+                teacher_attention = cls_attention(teacher.tokens(seen, last), teacher.block_state_dict(last), *shape)
+            else:
+                teacher_attention = pooling_attention(teacher.tokens(seen, -1), teacher.head_state_dict(), *shape)
             side = teacher.image_size // teacher.patch_size
             teacher_attention = teacher_attention.unflatten(-1, (side, side))
     sheets = {

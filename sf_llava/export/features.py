@@ -24,7 +24,7 @@ class ImageFeatures(nn.Module):
         encoder: a SparseFormer.
         layers: hidden states of its cortex whose tokens are given, one behind the other along the channels; none for
             the embedding.
-        keep_cls: give CLS before the latents.
+        keep_cls: give CLS before the latents, of an encoder that has one.
         projector: applied to the tokens.
 
     Raises:
@@ -61,7 +61,7 @@ class ImageFeatures(nn.Module):
         return cls(
             encoder,
             [layers] if isinstance(layers, int) else layers,
-            model.config.vision_feature_select_strategy == "full",
+            encoder.config.use_cls and model.config.vision_feature_select_strategy == "full",
             model.model.multi_modal_projector,
         )
 
@@ -76,5 +76,5 @@ class ImageFeatures(nn.Module):
             return self.encoder(pixel_values).image_embeds
         states = self.encoder(pixel_values, output_hidden_states=self.layers).hidden_states
         tokens = torch.cat([states[layer] for layer in self.layers], dim=-1)
-        tokens = tokens if self.keep_cls else tokens[:, 1:]
+        tokens = tokens[:, 1:] if self.encoder.config.use_cls and not self.keep_cls else tokens
         return tokens if self.projector is None else self.projector(tokens)

@@ -40,7 +40,6 @@ _KEY_MAPPING = {
     r"^model\.vision_tower\.vision_tower\.(vision_model\.)?": r"model.vision_tower.",
 }
 _PROJECTORS = {"linear": "linear", "mlp2x_gelu": "gelu"}  # the package's name: transformers' activation
-_SELECT = {"patch": "default", "cls_patch": "full"}
 _DROPPED = ("inv_freq", "position_ids")
 _IDENTITY = "model.multi_modal_projector.linear_2"
 
@@ -171,9 +170,7 @@ def read_config(raw: Mapping[str, Any], tower: NamedTower) -> LlavaConfig:
         raise ValueError(f"unknown mm_projector_type {projector!r}; supported: {', '.join(_PROJECTORS)}")
     if raw.get("mm_patch_merge_type", "flat") != "flat" or raw.get("image_aspect_ratio") == "anyres":
         raise ValueError("anyres and spatial merging (LLaVA-NeXT) are not supported: an image must be one square view")
-    feature = raw.get("mm_vision_select_feature", "patch")
-    if feature not in _SELECT:
-        raise ValueError(f"unknown mm_vision_select_feature {feature!r}; known: {', '.join(_SELECT)}")
+    strategy = tower.strategy(raw.get("mm_vision_select_feature", "patch"))
     text_config = _read_text_config(raw)
     if (width := raw.get("mm_hidden_size", tower.config.hidden_size)) != tower.config.hidden_size:
         raise ValueError(f"the projector takes {width} channels but the tower gives {tower.config.hidden_size}")
@@ -183,9 +180,9 @@ def read_config(raw: Mapping[str, Any], tower: NamedTower) -> LlavaConfig:
             text_config=text_config,
             projector_hidden_act=_PROJECTORS[projector],
             vision_feature_layer=raw.get("mm_vision_select_layer", -2),
-            vision_feature_select_strategy=_SELECT[feature],
+            vision_feature_select_strategy=strategy,
             image_token_index=text_config.vocab_size,
-            image_seq_length=tower.num_tokens(_SELECT[feature]),
+            image_seq_length=tower.num_tokens(strategy),
         )
 
 

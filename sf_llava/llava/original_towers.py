@@ -11,6 +11,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.files import read_json_object
+from sf_llava.llava.reading import has_cls
 from sf_llava.model.loading import load_encoder
 from sf_llava.weights.fit import describe_misfit
 from sf_llava.weights.model_directory import check_json_files, check_model_directory, read_by_transformers, reason
@@ -42,6 +43,20 @@ class NamedTower:
     image_processor: PilBackend
     patch_size: int
     num_additional_image_tokens: int
+
+    def strategy(self, feature: str) -> str:
+        """Say in transformers' words which tokens are read where the package reads ``patch`` or ``cls_patch``.
+
+        Raises:
+            ValueError: an unknown feature, or CLS of a tower that has none.
+        """
+        if feature not in ("patch", "cls_patch"):
+            raise ValueError(f"unknown mm_vision_select_feature {feature!r}; known: patch, cls_patch")
+        if has_cls(self.config):
+            return "default" if feature == "patch" else "full"
+        if feature == "cls_patch":
+            raise ValueError(f"mm_vision_select_feature is cls_patch but the tower {self.name} has no CLS")
+        return "full"
 
     def num_tokens(self, strategy: str) -> int:
         """Count the tokens of one image under transformers' strategy ``default`` or ``full``."""
@@ -82,7 +97,9 @@ def describe_tower(name: str, directory: str, pad: bool) -> NamedTower:
         with read_by_transformers(where / "config.json"):
             config = SparseFormerConfig.from_pretrained(where)
         processor = _build_processor(pad, config.image_size, config.image_mean, config.image_std)
-        return NamedTower(name, config, processor, config.image_size, config.num_latents)
+        if config.resize_mode == "squash" and not pad:
+            processor.size = type(processor.size)(height=config.image_size, width=config.image_size)
+        return NamedTower(name, config, processor, config.image_size, config.num_tokens - 1)
     if name in _KNOWN and not Path(name).is_dir():
         config, fields = CLIPVisionConfig(**_KNOWN[name]), None
     else:

@@ -24,6 +24,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
+WITHOUT_CLS = ("siglip_vision_model", "siglip2_vision_model")
+"""``model_type`` of transformers' vision towers that have none."""
+
 
 class Tokens(NamedTuple):
     """What is read of images: ``tokens`` (I, T, D), and their ``places`` (I, T) int64 among CLS, if read, and the M
@@ -41,24 +44,26 @@ class Reading:
         layer: which hidden state, counted from the end if negative.
         with_cls: whether CLS is read too.
         num_patches: M of the tower that the LLM was trained with, to read latents by RoI centre; None: as they come.
+        has_cls: whether the tower's tokens begin with CLS.
     """
 
     layer: int
     with_cls: bool
     num_patches: int | None = None
+    has_cls: bool = True
 
     def select(self, states: Tensor, rois: Tensor | None = None) -> Tokens:
         """Take what the LLM reads out of the hidden state ``layer``.
 
         Args:
-            states: (I, 1 + T, D), CLS first.
+            states: (I, 1 + T, D), CLS first; (I, T, D) of a tower without.
             rois: (I, N, 4) the last RoIs, corners as image fractions; needed by RoI centre.
         """
         if self.num_patches is None:
-            return Tokens(states if self.with_cls else states[:, 1:], None)
+            return Tokens(states if self.with_cls or not self.has_cls else states[:, 1:], None)
         assert rois is not None, "reading by RoI centre needs RoIs"
         places, order = find_patches(rois, self.num_patches).sort(dim=1, stable=True)  # [I, N]
-        cls, latents = states.split([1, order.shape[1]], dim=1)
+        cls, latents = states.split([int(self.has_cls), order.shape[1]], dim=1)
         tokens = latents.take_along_dim(order[..., None], dim=1)  # [I, N, D]
         if not self.with_cls:
             return Tokens(tokens, places)
@@ -113,7 +118,13 @@ def reading_of(model: "LlavaForConditionalGeneration", num_patches: int | None =
     layer = model.config.vision_feature_layer
     if not isinstance(layer, int):
         raise ValueError(f"expected a LLaVA that reads its tower at one vision_feature_layer, not {layer}")
-    return Reading(layer, model.config.vision_feature_select_strategy == "full", num_patches)
+    cls = has_cls(model.config.vision_config)
+    return Reading(layer, cls and model.config.vision_feature_select_strategy == "full", num_patches, cls)
+
+
+def has_cls(vision_config: Any) -> bool:
+    """Tell from a tower's config whether its tokens begin with CLS: a SigLIP's do not, nor those of its students."""
+    return getattr(vision_config, "use_cls", getattr(vision_config, "model_type", "") not in WITHOUT_CLS)
 
 
 class Seen(NamedTuple):

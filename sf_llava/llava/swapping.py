@@ -6,7 +6,7 @@
     record = swap(model, processor, "path/to/encoder")      # the same, for as long as you like
     restore(record)
 
-Projector and LLM are left as they are: the encoder speaks the language of the CLIP it was bootstrapped from.
+Projector and LLM are left as they are: the encoder speaks the language of the tower it was bootstrapped from.
 """
 
 import copy
@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.llava.host import find_llava, kind_of, unwrap
+from sf_llava.llava.reading import has_cls
 from sf_llava.llava.tokens import (
     PROCESSOR_FIELDS,
+    check_strategy,
     count_image_tokens,
     count_patches,
     fit_image_processor,
@@ -95,8 +97,8 @@ def swap(
         The record that :func:`restore` takes.
 
     Raises:
-        ValueError: model, processor or encoder are of another kind, or the encoder's width or number of layers does not
-            fit; nothing has been changed then.
+        ValueError: model, processor or encoder are of another kind, or the encoder's CLS, width or number of layers
+            does not fit; nothing has been changed then.
     """
     model = find_llava(model, to_change=True)
     interface = find_interface(model)
@@ -203,14 +205,25 @@ def find_interface(model: LlavaForConditionalGeneration) -> Interface:
 
 
 def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
-    """Check width and layers of an encoder against a LLaVA's config and the channels that its projector takes."""
+    """Check an encoder against a LLaVA's config and the channels that its projector takes: CLS, width, layers.
+
+    Raises:
+        ValueError: it does not fit; the message says which encoder would.
+    """
+    if (with_cls := has_cls(config.vision_config)) != encoder.config.use_cls:
+        towers, encoders = ("CLS", "none") if with_cls else ("no CLS", "one")
+        raise ValueError(
+            f"the vision tower of this LLaVA ({config.vision_config.model_type}) has {towers} but the encoder has "
+            f"{encoders}: bootstrap an encoder from the tower that this LLaVA was trained with"
+        )
+    check_strategy(encoder.config, config.vision_feature_select_strategy)
     layers = config.vision_feature_layer
     layers = [layers] if isinstance(layers, int) else list(layers)
     given = encoder.config.hidden_size * len(layers)
     if given != width:
         raise ValueError(
             f"the projector takes {width} channels but the encoder gives {given} "
-            f"(hidden_size {encoder.config.hidden_size}, {len(layers)} layer(s)): bootstrap an encoder from the CLIP "
+            f"(hidden_size {encoder.config.hidden_size}, {len(layers)} layer(s)): bootstrap an encoder from the tower "
             "that this LLaVA was trained with"
         )
     known = encoder.config.hidden_state_layers

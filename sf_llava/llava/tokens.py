@@ -1,8 +1,8 @@
 """Token accounting: how many tokens an image becomes, in the processor and in the prompt.
 
 A ``LlavaProcessor`` writes ``(H // patch_size) * (W // patch_size) + num_additional_image_tokens`` image tokens, less
-one where CLS is dropped. With ``patch_size`` set to the side of the image the product is one: it stands for CLS, and
-the latents are the additional tokens.
+one where CLS is dropped. With ``patch_size`` set to the side of the image the product is one: it stands for the first
+token, CLS where there is one, and the others are the additional tokens.
 """
 
 import copy
@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.llava.host import kind_of
@@ -30,10 +31,24 @@ STRATEGIES = ("default", "full")  # without and with CLS, in transformers' words
 
 
 def count_image_tokens(config: SparseFormerConfig, strategy: str = "default") -> int:
-    """Count the tokens an LLM receives for one image: the latents, and CLS with the strategy ``full``."""
+    """Count the tokens an LLM receives for one image: the latents, and CLS, if there is one, with ``full``.
+
+    Raises:
+        ValueError: an unknown strategy, or one that drops the CLS of an encoder without.
+    """
+    check_strategy(config, strategy)
+    return config.num_tokens - (strategy == "default")
+
+
+def check_strategy(config: SparseFormerConfig, strategy: str) -> None:
+    """Check that a LLaVA's ``vision_feature_select_strategy`` does not drop a latent of an encoder without CLS."""
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown vision_feature_select_strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    return config.num_latents + (strategy == "full")
+    if strategy == "default" and not config.use_cls:
+        raise ValueError(
+            "the encoder has no CLS, and vision_feature_select_strategy 'default' would drop its first latent for one: "
+            "expected 'full', as of a LLaVA with a SigLIP"
+        )
 
 
 def check_processor(processor: Any) -> None:
@@ -93,13 +108,13 @@ def fit_processor(
     processor.image_processor = images
     processor.patch_size = config.image_size
     processor.vision_feature_select_strategy = strategy
-    processor.num_additional_image_tokens = config.num_latents
+    processor.num_additional_image_tokens = config.num_tokens - 1
 
 
 def build_processor(
     config: SparseFormerConfig,
     tokenizer: PreTrainedTokenizerBase,
-    strategy: str = "default",
+    strategy: str | None = None,
     chat_template: str | None = None,
 ) -> LlavaProcessor:
     """Build the processor of a LLaVA whose vision tower is a SparseFormer.
@@ -107,10 +122,17 @@ def build_processor(
     Args:
         config: of the encoder.
         tokenizer: of the LLM; it must know the image token, ``<image>`` unless it names another ``image_token``.
-        strategy: ``default`` drops CLS, ``full`` keeps it; the same as in the model's config.
+        strategy: ``default`` drops CLS, ``full`` keeps it or has none to drop; the same as in the model's config. None
+            drops CLS where there is one.
         chat_template: Jinja template for conversations and the pipeline.
+
+    Raises:
+        ValueError: a strategy that does not fit the encoder, or a tokenizer without an image token.
     """
-    processor = LlavaProcessor(CLIPImageProcessorPil(), tokenizer, chat_template=chat_template)
+    strategy = strategy or ("default" if config.use_cls else "full")
+    check_strategy(config, strategy)
+    images = SiglipImageProcessorPil() if config.resize_mode == "squash" else CLIPImageProcessorPil()
+    processor = LlavaProcessor(images, tokenizer, chat_template=chat_template)
     if processor.image_token_id is None or processor.image_token_id == tokenizer.unk_token_id:
         raise ValueError(
             f"the tokenizer has no image token {processor.image_token!r}: add it with "
@@ -192,7 +214,7 @@ def complete_processor(model: LlavaForConditionalGeneration, processor: LlavaPro
     check_processor(processor)
     config, strategy = model.config.vision_config, model.config.vision_feature_select_strategy
     if isinstance(config, SparseFormerConfig):
-        patch_size, extra = config.image_size, config.num_latents
+        patch_size, extra = config.image_size, config.num_tokens - 1
     else:
         extra, patch_size = count_extra_tokens(model), config.patch_size
     right = (patch_size, extra, strategy)

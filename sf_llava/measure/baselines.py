@@ -25,6 +25,10 @@ class ReducedTeacher(nn.Module):
 
     def __init__(self, teacher: Teacher, num_tokens: int) -> None:
         super().__init__()
+        if not teacher.use_cls or teacher.num_registers:
+            raise ValueError(
+                f"{teacher.name} cannot be given fewer tokens here: expected CLS and patches, no registers"
+            )
         if not 1 <= num_tokens <= teacher.num_patches:
             raise ValueError(f"{teacher.name} has {teacher.num_patches} patches, which cannot become {num_tokens}")
         self.teacher = teacher

@@ -38,6 +38,7 @@ class Candidate:
         preprocessing: from picture to ``pixel_values``.
         num_tokens: visual tokens an LLM would receive (CLS not counted).
         num_parameters: of the image tower with its head.
+        use_cls: whether it has CLS beside these tokens.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Candidate:
     preprocessing: Preprocessing
     num_tokens: int
     num_parameters: int
+    use_cls: bool = True
+
+    @property
+    def tokens(self) -> str:
+        """``num_tokens`` for a table, with CLS where there is one."""
+        return f"{self.num_tokens}{' + CLS' * self.use_cls}"
 
     def __call__(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.read(self.module(pixel_values))
@@ -57,7 +64,8 @@ def teacher_candidate(teacher: Teacher) -> Candidate:
     def read(embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         return embeds, teacher.classify(embeds) if teacher.num_classes else None
 
-    return Candidate("teacher", teacher, read, teacher.preprocessing, teacher.num_patches, teacher.num_parameters())
+    counts = teacher.num_patches, teacher.num_parameters()
+    return Candidate("teacher", teacher, read, teacher.preprocessing, *counts, teacher.use_cls)
 
 
 def student_candidate(student: SparseFormerModel, teacher: Teacher, name: str = "student") -> Candidate:
@@ -77,9 +85,8 @@ def student_candidate(student: SparseFormerModel, teacher: Teacher, name: str = 
         teacher.preprocessing, image_size=config.image_size, mean=config.image_mean, std=config.image_std
     )
     num_parameters = sum(parameter.numel() for parameter in student.parameters())
-    return Candidate(
-        name, student, lambda out: (out.image_embeds, out.logits), preprocessing, config.num_latents, num_parameters
-    )
+    counts = config.num_latents, num_parameters
+    return Candidate(name, student, lambda out: (out.image_embeds, out.logits), preprocessing, *counts, config.use_cls)
 
 
 class _Views(Dataset):

@@ -77,7 +77,7 @@ class RetrievalResult:
                     low, high = self._interval(recall, direction, k)
                     cells.append(f"{100 * self.recall(recall, direction, k):.2f} ±{50 * (high - low):.1f}")
             speed = "cached" if recall.images_per_second is None else f"{recall.images_per_second:.0f}"
-            rows.append([recall.encoder.name, *cells, f"{recall.encoder.num_tokens} + CLS", speed])
+            rows.append([recall.encoder.name, *cells, recall.encoder.tokens, speed])
         return header, rows
 
     def recall(self, recall: Recall, direction: str, k: int) -> float:

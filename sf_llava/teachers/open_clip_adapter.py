@@ -26,7 +26,7 @@ def as_open_clip_visual(student: SparseFormerModel, interpolation: str = "bicubi
     """Make a student fit ``clip.visual``.
 
     Args:
-        student: bootstrapped from a CLIP teacher; shared, not copied.
+        student: bootstrapped from a CLIP or SigLIP teacher; shared, not copied.
         interpolation: of the teacher's preprocessing (``clip.visual.preprocess_cfg["interpolation"]``).
 
     Raises:
@@ -48,15 +48,18 @@ class OpenClipVisual(nn.Module):
     def __init__(self, student: SparseFormerModel, interpolation: str) -> None:
         super().__init__()
         config = student.config
-        if not config.projection_dim:
+        if config.use_cls and not config.projection_dim:
             raise ValueError("the student has no projection into CLIP's embedding: it was bootstrapped from no CLIP")
         self.student = student
         self.image_size = to_2tuple(config.image_size)
-        self.output_dim = config.projection_dim
+        self.output_dim = config.projection_dim or config.hidden_size
         self.image_mean = tuple(config.image_mean)
         self.image_std = tuple(config.image_std)
         preprocessing = PreprocessCfg(self.image_size, mean=self.image_mean, std=self.image_std)
-        self.preprocess_cfg = vars(preprocessing) | {"interpolation": interpolation}
+        self.preprocess_cfg = vars(preprocessing) | {
+            "interpolation": interpolation,
+            "resize_mode": config.resize_mode,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed (B, 3, S, S) normalised pixels: (B, E), not normalised.
@@ -68,17 +71,19 @@ class OpenClipVisual(nn.Module):
         return self.student(x).image_embeds
 
     def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Freeze all but the last groups of: focusing part, cortex blocks (the final norm with the last), projection.
+        """Freeze all but the last groups of: focusing part, cortex blocks (the final norm with the last), head.
 
         ``freeze_bn_stats`` is part of the interface; there are no batch norms.
         """
         student = self.student
         cortex: list[nn.Module | nn.Parameter] = list(student.cortex)
+        first = [student.cls_token] if student.config.use_cls else []
+        head = [part for name, part in student.named_children() if name in ("pool", "projection")]
         groups: list[list[nn.Module | nn.Parameter]] = [
-            [student.early_conv, student.focusing, student.cls_token],
+            [student.early_conv, student.focusing, *first],
             *([block] for block in cortex[:-1]),
             [cortex[-1], student.norm],
-            [student.projection],
+            [*head],
         ]
         self.requires_grad_(False)
         for group in groups[len(groups) - min(unlocked_groups, len(groups)) :]:
@@ -115,7 +120,7 @@ class OpenClipVisual(nn.Module):
             normalize_intermediates: apply the final norm to them.
             intermediates_only: leave ``image_features`` out.
             output_fmt: ``NLC``; latents have no place in a grid.
-            output_extra_tokens: give the CLS tokens too.
+            output_extra_tokens: give the CLS tokens too, where there are any.
 
         Returns:
             ``image_intermediates``: list of (B, N, D); ``image_intermediates_prefix``: list of (B, 1, D);
@@ -136,8 +141,9 @@ class OpenClipVisual(nn.Module):
         states = [output.hidden_states[layer] for layer in layers]
         if normalize_intermediates:
             states = [self.student.norm(state) for state in states]
-        result: dict[str, Tensor | list[Tensor]] = {"image_intermediates": [state[:, 1:] for state in states]}
-        if output_extra_tokens:
+        first = int(self.student.config.use_cls)
+        result: dict[str, Tensor | list[Tensor]] = {"image_intermediates": [state[:, first:] for state in states]}
+        if output_extra_tokens and first:
             result["image_intermediates_prefix"] = [state[:, :1] for state in states]
         if not intermediates_only:
             result["image_features"] = output.image_embeds

@@ -87,7 +87,7 @@ class ZeroShotResult:
                     "" if values["top5"] is None else f"{values['top5']:.2%}",
                     f"{retention:.1%}" if number and retention is not None else "",
                     f"{score.cosines.mean():.4f}" if number else "",
-                    f"{score.encoder.num_tokens} + CLS",
+                    score.encoder.tokens,
                     f"{score.encoder.num_parameters / 1e6:.2f} M",
                     f"{score.images_per_second:.0f}",
                 ]

@@ -40,6 +40,10 @@ class SparseFormerVisionTower(nn.Module):
         if self.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"unknown mm_vision_select_feature {self.select_feature!r}; known: patch, cls_patch")
         self._config = SparseFormerConfig.from_pretrained(self.directory)
+        if self.select_feature == "cls_patch" and not self._config.use_cls:
+            raise ValueError(
+                f"mm_vision_select_feature is cls_patch but the encoder in {self.directory} has no CLS: expected patch"
+            )
         known = self._config.hidden_state_layers
         if self.select_layer not in known:
             raise ValueError(
@@ -50,7 +54,7 @@ class SparseFormerVisionTower(nn.Module):
         if expected not in (None, self._config.hidden_size):
             raise ValueError(
                 f"the projector takes {expected} channels (mm_hidden_size) but the encoder in {self.directory} gives "
-                f"{self._config.hidden_size}: bootstrap an encoder from the CLIP that this LLaVA was trained with"
+                f"{self._config.hidden_size}: bootstrap an encoder from the tower that this LLaVA was trained with"
             )
         self.image_processor = self._build_image_processor()
         if not delay_load or getattr(args, "unfreeze_mm_vision_tower", False):
@@ -58,9 +62,10 @@ class SparseFormerVisionTower(nn.Module):
 
     def _build_image_processor(self) -> CLIPImageProcessor:
         side = self._config.image_size
+        square = {"height": side, "width": side}
         return CLIPImageProcessor(
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
+            size=square if self._config.resize_mode == "squash" else {"shortest_edge": side},
+            crop_size=square,
             image_mean=list(self._config.image_mean),
             image_std=list(self._config.image_std),
         )
@@ -97,7 +102,7 @@ class SparseFormerVisionTower(nn.Module):
         states = self.vision_tower(
             images.to(device=self.device, dtype=self.dtype), output_hidden_states=self.select_layer
         ).hidden_states
-        reading = Reading(self.select_layer, with_cls=self.select_feature == "cls_patch")
+        reading = Reading(self.select_layer, self.select_feature == "cls_patch", has_cls=self.config.use_cls)
         return reading.select(states[self.select_layer]).tokens.to(images.dtype)
 
     @property
@@ -107,11 +112,11 @@ class SparseFormerVisionTower(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.vision_tower.cls_token.dtype
+        return self.vision_tower.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.vision_tower.cls_token.device
+        return self.vision_tower.norm.weight.device
 
     @property
     def config(self) -> SparseFormerConfig:
