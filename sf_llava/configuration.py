@@ -36,7 +36,7 @@ COUNTS = {
 }
 """Fields that count something, from 1, with bounds far above any encoder: a damaged file is refused before any work."""
 MAX_PARAMETERS = 32_000_000_000
-OPTIONAL_COUNTS = {"projection_dim": 65_536, "num_classes": 1_000_000}
+OPTIONAL_COUNTS = {"projection_dim": 65_536, "num_classes": 1_000_000, "num_teacher_layers": 256}
 """Fields that count something, 0 for nothing."""
 
 FOREIGN_FIELDS = frozenset(
@@ -84,6 +84,8 @@ class SparseFormerConfig(PretrainedConfig):
         interpolation: how pictures are resized, ``bicubic`` or ``bilinear``, as for the teacher.
         crop_fraction: part of the resized picture's shorter side that the centre crop keeps, the teacher's (CLIP: 1).
         resize_mode: ``shortest`` keeps the picture's proportions, ``squash`` does not, the teacher's (SigLIP: squash).
+        num_teacher_layers: blocks of the teacher, of which the cortex is the last; by them a LLaVA's hidden state is
+            found again. 0 where it is not known.
         initializer_range: standard deviation of new weights.
         kwargs: fields of every configuration of transformers.
 
@@ -119,6 +121,7 @@ class SparseFormerConfig(PretrainedConfig):
         crop_fraction: float = 1.0,
         resize_mode: str = "shortest",
         use_cls: bool = True,
+        num_teacher_layers: int = 0,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -144,6 +147,7 @@ class SparseFormerConfig(PretrainedConfig):
         self.crop_fraction = crop_fraction
         self.resize_mode = resize_mode
         self.use_cls = use_cls
+        self.num_teacher_layers = num_teacher_layers
         self.initializer_range = initializer_range
         _refuse_unknown(kwargs)
         self._check()

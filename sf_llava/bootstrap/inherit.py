@@ -91,6 +91,7 @@ def student_config(
         crop_fraction=teacher.preprocessing.crop_fraction,
         resize_mode=teacher.preprocessing.resize_mode,
         use_cls=teacher.use_cls,
+        num_teacher_layers=teacher.num_hidden_layers,
     )
 
 

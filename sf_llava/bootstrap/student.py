@@ -30,6 +30,7 @@ def make_student(config: StudentConfig, teacher: Teacher, on_cpu: bool) -> Spars
         )
         for name in ("interpolation", "crop_fraction", "resize_mode"):  # encoders of before had none of them
             setattr(student.config, name, getattr(teacher.preprocessing, name))
+        student.config.num_teacher_layers = teacher.num_hidden_layers
     # On CPUs the backward of fused attention is slower than plain products.
     student.set_attn_implementation(config.attention if config.attention != "auto" else "eager" if on_cpu else "sdpa")
     if config.gradient_checkpointing:

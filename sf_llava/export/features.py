@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sf_llava.llava.host import find_llava
-from sf_llava.llava.swapping import check_fit, find_interface
+from sf_llava.llava.swapping import check_fit, find_interface, find_layers
 from sf_llava.model import SparseFormerModel
 
 EMBEDDING, FEATURES = "image_embeds", "image_features"
@@ -57,10 +57,9 @@ class ImageFeatures(nn.Module):
         """
         model = find_llava(model)
         check_fit(encoder, model.config, find_interface(model).width)
-        layers = model.config.vision_feature_layer
         return cls(
             encoder,
-            [layers] if isinstance(layers, int) else layers,
+            find_layers(encoder.config, model.config),
             encoder.config.use_cls and model.config.vision_feature_select_strategy == "full",
             model.model.multi_modal_projector,
         )

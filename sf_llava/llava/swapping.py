@@ -21,6 +21,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_f
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from sf_llava.configuration import SparseFormerConfig
 from sf_llava.llava.host import find_llava, kind_of, unwrap
 from sf_llava.llava.reading import has_cls
 from sf_llava.llava.tokens import (
@@ -66,6 +67,7 @@ class Swap:
     training: bool
     hooked: bool
     vision_config: Any
+    vision_feature_layer: int | list[int]
     image_seq_length: int
     processor_fields: dict[str, Any]
     tower_marks: dict[str, tuple[int, int]]
@@ -117,17 +119,20 @@ def swap(
         training=model.training,
         hooked=interface.spread and not hasattr(encoder, "_hf_hook"),
         vision_config=model.config.vision_config,
+        vision_feature_layer=model.config.vision_feature_layer,
         image_seq_length=model.config.image_seq_length,
         processor_fields={name: getattr(processor, name) for name in PROCESSOR_FIELDS},
         tower_marks=_mark(old_tower),
         units=[part._no_split_modules for part in (model, model.model)],
     )
     strategy = model.config.vision_feature_select_strategy
+    layers = find_layers(encoder.config, model.config)
     encoder.to(interface.device)
     if record.hooked:
         add_hook_to_module(encoder, AlignDevicesHook(execution_device=interface.device))
     model.model.vision_tower = encoder
     model.config.vision_config = copy.deepcopy(encoder.config)
+    model.config.vision_feature_layer = layers[0] if isinstance(model.config.vision_feature_layer, int) else layers
     model.config.image_seq_length = count_image_tokens(encoder.config, strategy)
     fit_processor(processor, images, encoder.config, strategy)
     _declare_units(model, old_tower, encoder)
@@ -172,6 +177,7 @@ def restore(record: Swap) -> None:
         remove_hook_from_module(record.encoder)
     model.model.vision_tower = record.tower
     model.config.vision_config = record.vision_config
+    model.config.vision_feature_layer = record.vision_feature_layer
     model.config.image_seq_length = record.image_seq_length
     for part, units in zip((model, model.model), record.units, strict=True):
         part._no_split_modules = units
@@ -217,8 +223,7 @@ def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
             f"{encoders}: bootstrap an encoder from the tower that this LLaVA was trained with"
         )
     check_strategy(encoder.config, config.vision_feature_select_strategy)
-    layers = config.vision_feature_layer
-    layers = [layers] if isinstance(layers, int) else list(layers)
+    layers = find_layers(encoder.config, config)
     given = encoder.config.hidden_size * len(layers)
     if given != width:
         raise ValueError(
@@ -233,6 +238,36 @@ def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
                 f"the model reads hidden state {layer} of its vision tower but the encoder has {known.stop} "
                 f"(its input and {known[-1]} layers)"
             )
+
+
+def find_layers(encoder: SparseFormerConfig, config: Any) -> list[int]:
+    """Find the encoder's hidden states that stand for those which a LLaVA reads of its own tower.
+
+    The cortex is the end of the teacher, so states count from the end. A LLaVA may hold its tower without the last
+    blocks (a SigLIP of 26 blocks of 27, read at -1); then the same state has another number in the encoder.
+
+    Args:
+        encoder: configuration of the encoder.
+        config: of the LLaVA, its own tower's in it.
+
+    Returns:
+        A layer for each that is read, as ``output_hidden_states`` takes them.
+
+    Raises:
+        ValueError: the LLaVA reads its tower behind more blocks than the encoder's teacher has.
+    """
+    layers = config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    depth = getattr(config.vision_config, "num_hidden_layers", None)
+    if not encoder.num_teacher_layers or depth is None or isinstance(config.vision_config, SparseFormerConfig):
+        return layers
+    blocks = [layer if layer >= 0 else layer + depth + 1 for layer in layers]  # in front of the state
+    if max(blocks) > encoder.num_teacher_layers:
+        raise ValueError(
+            f"the model reads its vision tower behind block {max(blocks)}, but the encoder's teacher has "
+            f"{encoder.num_teacher_layers}: bootstrap an encoder from the tower that this LLaVA was trained with"
+        )
+    return [count - encoder.num_teacher_layers - 1 for count in blocks]
 
 
 def _fetch_encoder(encoder: Any, dtype: torch.dtype) -> SparseFormerModel:

@@ -7,24 +7,15 @@ import open_clip
 import pytest
 import timm
 import torch
+from tiny_families import save_dinov2, save_dinov2_with_registers, save_siglip, save_siglip_vision
 from tiny_models import open_clip_config, open_clip_siglip_config, randomise, word_tokenizer
 from torch import nn
 from transformers import (
-    BitImageProcessorPil,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    SiglipConfig,
-    SiglipImageProcessorPil,
-    SiglipModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
 )
 
 from sf_llava.mini.training.clip_model import build_tokenizer
@@ -131,56 +122,24 @@ def timm_clip_file(tmp_path_factory) -> Path:
     return file
 
 
-SIGLIP_VISION = VISION | {"hidden_act": "gelu_pytorch_tanh"}
-
-
 @pytest.fixture(scope="session")
 def transformers_siglip_dir(tmp_path_factory) -> Path:
-    """A whole ``SiglipModel`` with tokenizer and image processor."""
-    directory = tmp_path_factory.mktemp("siglip")
-    text = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "max_position_embeddings": 12}
-    randomise(SiglipModel(SiglipConfig(vision_config=SIGLIP_VISION, text_config=text))).save_pretrained(directory)
-    word_tokenizer().save_pretrained(directory)
-    SiglipImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(directory)
-    return directory
+    return save_siglip(tmp_path_factory.mktemp("siglip"))
 
 
 @pytest.fixture(scope="session")
 def transformers_siglip_vision_dir(tmp_path_factory) -> Path:
-    """A ``SiglipVisionModel``, the tower of a LLaVA, without image processor."""
-    directory = tmp_path_factory.mktemp("siglip_vision")
-    randomise(SiglipVisionModel(SiglipVisionConfig(**SIGLIP_VISION))).save_pretrained(directory)
-    return directory
-
-
-DINOV2 = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "mlp_ratio": 2,
-    "image_size": 40,
-    "patch_size": 8,
-}
+    return save_siglip_vision(tmp_path_factory.mktemp("siglip_vision"))
 
 
 @pytest.fixture(scope="session")
 def transformers_dinov2_dir(tmp_path_factory) -> Path:
-    """A ``Dinov2Model`` for pictures of 40 px whose processor makes them 24."""
-    directory = tmp_path_factory.mktemp("dinov2")
-    randomise(Dinov2Model(Dinov2Config(**DINOV2))).save_pretrained(directory)
-    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 24, "width": 24}}
-    BitImageProcessorPil(**size, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(directory)
-    return directory
+    return save_dinov2(tmp_path_factory.mktemp("dinov2"))
 
 
 @pytest.fixture(scope="session")
 def transformers_dinov2_registers_dir(tmp_path_factory) -> Path:
-    """A ``Dinov2WithRegistersModel`` without image processor."""
-    directory = tmp_path_factory.mktemp("dinov2_registers")
-    config = Dinov2WithRegistersConfig(**(DINOV2 | {"image_size": 24}), num_register_tokens=4)
-    randomise(Dinov2WithRegistersModel(config)).save_pretrained(directory)
-    return directory
+    return save_dinov2_with_registers(tmp_path_factory.mktemp("dinov2_registers"))
 
 
 @pytest.fixture(scope="session")
