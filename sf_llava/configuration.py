@@ -18,6 +18,10 @@ OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 AUGREG_MEAN = AUGREG_STD = (0.5, 0.5, 0.5)
 AUGREG_CROP = 0.9
 """Of AugReg's models at 224 pixels; at 384 the crop keeps all."""
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DINOV2_CROP = 224 / 256
 
 COUNTS = {
     "image_size": 16_384,
@@ -266,6 +270,31 @@ _AUGREG = dict(
     image_std=AUGREG_STD,
     num_latents=49,
 )
+_SIGLIP = dict(
+    hidden_act="gelu_pytorch_tanh",
+    cortex_layer_norm_eps=1e-6,
+    projection_dim=0,
+    use_cls=False,
+    image_mean=SIGLIP_MEAN,
+    image_std=SIGLIP_STD,
+    resize_mode="squash",
+)
+_DINOV2 = dict(
+    hidden_act="gelu",
+    cortex_layer_norm_eps=1e-6,
+    projection_dim=0,
+    image_mean=IMAGENET_MEAN,
+    image_std=IMAGENET_STD,
+    crop_fraction=DINOV2_CROP,
+)
+_SO400M = dict(
+    hidden_size=1152,
+    focusing_size=576,
+    num_hidden_layers=18,
+    num_attention_heads=16,
+    focusing_num_attention_heads=9,
+    intermediate_size=4304,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "sf-b-augreg-224": _BASE | _AUGREG | dict(crop_fraction=AUGREG_CROP),
@@ -274,6 +303,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sf-b-clip-224": _BASE | dict(projection_dim=512, num_latents=49),
     "sf-l-clip-224": _LARGE | dict(projection_dim=768, num_latents=64),
     "sf-l-clip-336": _LARGE | dict(projection_dim=768, num_latents=144, image_size=336),
+    "sf-b-siglip-224": _BASE | _SIGLIP | dict(num_latents=49),
+    "sf-so400m-siglip-384": _SO400M | _SIGLIP | dict(num_latents=182, image_size=384),
+    "sf-l-dinov2-224": _LARGE | _DINOV2 | dict(num_latents=64),
     "sf-mini": dict(
         image_size=64,
         num_latents=16,

@@ -32,6 +32,11 @@ class Cost:
     multiply_adds: float = 0.0
     embedding_multiply_adds: float = 0.0
 
+    @property
+    def tokens(self) -> str:
+        """What an encoder reads by, for the table; empty for a ViT."""
+        return f"{self.num_latents}{' + CLS' * preset(self.encoder).use_cls}" if self.num_latents else ""
+
     def count(self) -> "Cost":
         """Build the encoder without memory for its weights, count it."""
         with torch.device("meta"):
@@ -40,7 +45,7 @@ class Cost:
             if is_ours:
                 model = SparseFormerModel(preset(self.encoder, num_latents=self.num_latents))
             else:
-                model = build_image_tower(self.encoder)
+                model = build_image_tower(self.encoder, self.image_size)
         self.parameters = count_parameters(model) / 1e6
         everything = {"output_hidden_states": True} if is_ours else {}
         self.multiply_adds = count_multiply_adds(model, self.image_size, **everything) / 1e9
@@ -64,10 +69,17 @@ PUBLISHED = (
     Cost("sf-l-clip-224", 224, 127, None, 29.89, None, 30.0),
     Cost("sf-l-clip-224", 224, 128, None, 30.1),
     Cost("sf-l-clip-336", 336, 143, None, 33.85, None, 33.9),
+    Cost("sf-b-siglip-224", 224, 49),
+    Cost("sf-so400m-siglip-384", 384, 64),
+    Cost("sf-so400m-siglip-384", 384, 182),
+    Cost("sf-l-dinov2-224", 224, 64),
     Cost("sf-mini", 64, 16),
     Cost("timm:vit_base_patch16_224", 224, None, None, None, None, 17.5),
     Cost("open_clip:ViT-L-14-quickgelu", 224, None, None, 81.1, None, 81.1),
     Cost("open_clip:ViT-L-14-336-quickgelu", 336, None, None, 191, None, 191),
+    Cost("timm:vit_base_patch16_siglip_224", 224),
+    Cost("timm:vit_so400m_patch14_siglip_384", 384),
+    Cost("timm:vit_large_patch14_dinov2", 224),
 )
 
 
@@ -78,7 +90,7 @@ def run(output: Path) -> list[Cost]:
         [
             cost.encoder,
             cost.image_size,
-            f"{cost.num_latents} + CLS" if cost.num_latents else "",
+            cost.tokens,
             *_compared(cost.parameters, cost.official_parameters, cost.paper_parameters),
             *_compared(cost.multiply_adds, cost.official_multiply_adds, cost.paper_multiply_adds),
             f"{cost.embedding_multiply_adds:.2f}",

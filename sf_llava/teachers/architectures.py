@@ -9,11 +9,12 @@ from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
 
 
-def build_image_tower(name: str) -> nn.Module:
+def build_image_tower(name: str, image_size: int | None = None) -> nn.Module:
     """Build a tower in eval mode: (B, 3, S, S) pixels to embeddings or logits.
 
     Args:
         name: ``open_clip:MODEL`` or ``timm:MODEL``, random; or ``mini``, the teacher that ships.
+        image_size: side of the pictures of a ViT of timm, in pixels; default: the model's own.
 
     Raises:
         ValueError: another family, or a model that it does not know.
@@ -30,7 +31,7 @@ def build_image_tower(name: str) -> nn.Module:
 
         if not timm.is_model(model):
             raise ValueError(f"timm has no model {model!r}; timm.list_models() lists them")
-        tower = timm.create_model(model)
+        tower = timm.create_model(model, **({"img_size": image_size} if image_size else {}))
     else:
         raise ValueError(f"unknown image tower {name!r}; expected open_clip:MODEL, timm:MODEL or mini")
     return tower.eval().requires_grad_(False)

@@ -6,7 +6,14 @@ folded into the weights in front of it wherever it is found (see ``canonical_blo
 
 from dataclasses import dataclass
 
-from sf_llava.configuration import AUGREG_MEAN, AUGREG_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from sf_llava.configuration import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    SIGLIP_MEAN,
+    SIGLIP_STD,
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,13 @@ CLIP = Family(
     std=OPENAI_CLIP_STD,
     resize_mode="shortest",
 )
-SIGLIP = Family(use_cls=False, pads_texts=True, any_size=False, mean=AUGREG_MEAN, std=AUGREG_STD, resize_mode="squash")
+SIGLIP = Family(use_cls=False, pads_texts=True, any_size=False, mean=SIGLIP_MEAN, std=SIGLIP_STD, resize_mode="squash")
 DINOV2 = Family(
     use_cls=True,
     pads_texts=False,
     any_size=True,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     resize_mode="shortest",
 )
 

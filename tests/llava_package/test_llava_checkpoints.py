@@ -204,3 +204,19 @@ def test_values_that_lie_are_one_sentence_or_ignored(tmp_path, change):
 def test_a_tower_named_for_a_llava_that_holds_its_own_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds its vision tower itself"):
         load_llava(MINI_LLAVA_DIR, tower=tmp_path)
+
+
+def test_all_latents_of_a_tower_without_cls_are_read(tmp_path):
+    fields = dict(hidden_size=VISION["hidden_size"], focusing_size=32, num_attention_heads=2, projection_dim=0)
+    encoder = SparseFormerModel(preset("sf-mini", **fields, num_latents=9, use_cls=False, resize_mode="squash"))
+    encoder.save_pretrained(tmp_path / "encoder")
+    name = f"sparseformer:{tmp_path / 'encoder'}"
+    model, processor = load_llava(write_original(tmp_path, with_tower=False, tower_name=name))
+    inputs = encode(processor)
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 9 == model.config.image_seq_length
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+    squashed = processor.image_processor(PICTURE.resize((64, 64), Image.Resampling.BICUBIC), return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], squashed["pixel_values"])
+    states = encoder.eval()(inputs["pixel_values"], output_hidden_states=-2).hidden_states[-2]
+    expected = model.model.multi_modal_projector(states)
+    torch.testing.assert_close(model.get_image_features(inputs["pixel_values"]).pooler_output[0], expected[0])

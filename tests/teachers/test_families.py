@@ -5,6 +5,7 @@ import json
 import numpy as np
 import open_clip
 import pytest
+import sentencepiece
 import timm
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersModel,
     SiglipModel,
+    SiglipTokenizer,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -55,6 +57,22 @@ def test_a_siglip_of_transformers_reads_texts_padded_to_its_full_length(transfor
     teacher = load_teacher(str(transformers_siglip_dir))
     torch.testing.assert_close(teacher.encode_text(TEXTS), expected)
     torch.testing.assert_close(teacher.encode_text(["dog"]), teacher.encode_text(["dog", *TEXTS])[:1])
+
+
+def test_texts_are_read_as_siglips_own_tokenizer_writes_them(transformers_siglip_dir, tmp_path):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).symlink_to(transformers_siglip_dir / file)
+    (tmp_path / "corpus.txt").write_text("a photo of the red cat\na photo of the dog\n")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=26, model_type="unigram",
+        pad_id=-1, bos_id=-1, eos_id=1, unk_id=0, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    SiglipTokenizer(str(tmp_path / "spiece.model"), model_max_length=12).save_pretrained(tmp_path)
+    teacher = load_teacher(str(tmp_path))
+    torch.testing.assert_close(
+        teacher.encode_text(["A photo, of the CAT!"]), teacher.encode_text(["a photo of the cat"])
+    )
+    assert type(teacher.tokenizer) is SiglipTokenizer
 
 
 @pytest.mark.parametrize("registers", [False, True])

@@ -195,3 +195,20 @@ def test_a_coca_is_refused_whatever_the_batch(student, count):
     with pytest.raises(ValueError, match="cannot be the tower of a CoCa"):
         coca.forward_intermediates(pixels, image_output_fmt="NLC")
     assert coca.visual(pixels).shape == (count, 20)
+
+
+def test_a_student_without_cls_is_the_tower_of_a_siglip(open_clip_siglip_dir, pixels):
+    teacher = load_teacher(str(open_clip_siglip_dir))
+    student = SparseFormerModel(student_config(teacher, num_latents=5)).eval()
+    inherit(student, teacher)
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{open_clip_siglip_dir}")
+    model.visual = as_open_clip_visual(student)
+    with torch.no_grad():
+        assert torch.equal(model.eval().encode_image(pixels), student(pixels).image_embeds)
+    assert model.visual.output_dim == 32 and model.visual.preprocess_cfg["resize_mode"] == "squash"
+    found = model.visual.forward_intermediates(pixels, output_fmt="NLC", output_extra_tokens=True)
+    assert {state.shape for state in found["image_intermediates"]} == {(3, 5, 32)}
+    assert "image_intermediates_prefix" not in found
+    model.visual.lock(1)
+    free = {name for name, parameter in model.visual.named_parameters() if parameter.requires_grad}
+    assert free == {f"student.pool.{name}" for name, _ in student.pool.named_parameters()}
