@@ -75,6 +75,9 @@ class ClipTexts(Teacher):
                     f"the tokenizer of {self.name} could not be read or fetched ({brief(error)}); "
                     f"give a local directory that holds {CONFIG_FILE}, the weights and the tokenizer's files"
                 ) from error
+            inner = getattr(self.tokenizer, "tokenizer", None)
+            if inner is not None and not hasattr(inner, "batch_encode_plus"):
+                inner.batch_encode_plus = inner.__call__  # open_clip 3.2 calls it by its name before transformers 5
         batches = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
         return torch.cat([self.clip.encode_text(self.tokenizer(batch).to(self.device)) for batch in batches])
 
