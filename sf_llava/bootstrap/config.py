@@ -119,8 +119,8 @@ class ObjectiveConfig:
         default_factory=dict,
         metadata={
             "help": "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), set, readout, "
-            "llm, placed (llm, read with positions and bias), or a sum with weights, set=0.3+readout=1 (these are the "
-            "default weights; llm and placed: 4). Bootstrap first, align after",
+            "position, llm, placed (llm, read with positions and bias), or a sum with weights, set=0.3+readout=1 "
+            "(these are the default weights; llm and placed: 4). Bootstrap first, align after",
             "number": None,
             "type": str,
         },

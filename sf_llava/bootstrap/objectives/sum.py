@@ -15,7 +15,8 @@ from sf_llava.bootstrap.config import ObjectiveConfig
 from sf_llava.bootstrap.objectives.embedding import EmbeddingObjective
 from sf_llava.bootstrap.objectives.llm import load_llm
 from sf_llava.bootstrap.objectives.objective import Objective, Seen
-from sf_llava.bootstrap.objectives.tokens import TokenObjective, measure_tokens
+from sf_llava.bootstrap.objectives.statistics import measure_tokens
+from sf_llava.bootstrap.objectives.tokens import TokenObjective
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
@@ -156,8 +157,13 @@ def make_objective(
     others: list[Objective] = []
     if by_tokens:
         if isinstance(images, BootstrapStream):
-            raise ValueError("`align` set and readout measure tokens over all training images, and `data` is a stream")
-        others.append(TokenObjective(by_tokens, *measure_tokens(teacher, images, layer)))
+            raise ValueError(
+                "`align` set, readout and position measure tokens over all training images, and `data` is a stream"
+            )
+        statistics = measure_tokens(teacher, images, layer)
+        if "position" in by_tokens:
+            statistics.require_places()
+        others.append(TokenObjective(by_tokens, statistics))
     if by_llm:
         assert config.llava is not None and config.questions is not None, "the configuration was checked"
         attention, preprocessing = student.config._attn_implementation, images.transform.preprocessing
