@@ -153,7 +153,7 @@ def choose_mini(arguments: argparse.Namespace) -> None:
         if not arguments.encoder:
             print(f"no student in {QUICKSTART}, so the original tower alone: make quickstart trains one in minutes")
     if arguments.towers is None:
-        arguments.towers = ["original", "pooled", "swapped"] if arguments.encoder else ["original", "pooled"]
+        arguments.towers = ["original", "pooled", "random", *(["swapped"] if arguments.encoder else [])]
 
 
 def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":
@@ -172,10 +172,12 @@ def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":
         elif not encoders:
             raise ValueError("--towers swapped needs --encoder DIR")
         for encoder in encoders if kind == SWAPPED else []:
-            name = SWAPPED if len(encoders) == 1 else f"{SWAPPED}-{encoder.name or encoder.resolve().name}"
-            chosen.append((name, Tower(SWAPPED, encoder)))
-            if arguments.positions_and_bias:
-                chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, positions_and_bias=True)))
+            stem = SWAPPED if len(encoders) == 1 else f"{SWAPPED}-{encoder.name or encoder.resolve().name}"
+            for count in arguments.latents or [None]:
+                name = stem if count is None else f"{stem}-{count}"
+                chosen.append((name, Tower(SWAPPED, encoder, num_latents=count)))
+                if arguments.positions_and_bias:
+                    chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, True, count)))
     if arguments.positions_and_bias and not any(tower.positions_and_bias for _, tower in chosen):
         raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR, and no other --towers")
     rows: dict[str, str] = {}

@@ -5,6 +5,7 @@ architecture first in SparseFormer: Sparse Visual Recognition via Limited Latent
 Letters: B images, S pixels, N latents, T = N + 1 tokens (CLS first), D width, E embedding, I iterations, P points.
 """
 
+import copy
 import difflib
 import itertools
 import math
@@ -27,7 +28,7 @@ from sf_llava.model.image_processor import make_image_processor
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import place_points
 
-OPTIONS = ("output_hidden_states", "output_sampling_points", "return_dict")
+OPTIONS = ("num_latents", "output_hidden_states", "output_sampling_points", "return_dict")
 HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
 """Of ``save_pretrained``: where a model goes its image processor goes too."""
 MISSPELT = 0.78
@@ -109,6 +110,7 @@ class SparseFormerModel(PreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_sampling_points: bool = False,
         return_dict: bool | None = None,
+        num_latents: int | None = None,
         **kwargs: Any,
     ) -> SparseFormerOutput | tuple:
         """Read images.
@@ -120,13 +122,17 @@ class SparseFormerModel(PreTrainedModel):
                 then nothing that needs them is returned. Default: the configuration's.
             output_sampling_points: return the points of the last sampling.
             return_dict: a tuple comes back where this is False. Default: the configuration's.
+            num_latents: N of this call, for an elastic encoder; one that is not the configuration's starts on the
+                balanced grid. Default: the configuration's.
             kwargs: what hosts hand down to every part of a model (transformers' ``TransformersKwargs``: the number of
                 items in the batch, ``output_attentions`` for their own layers, ...), ignored.
 
         Raises:
             TypeError: a keyword that is one of these options misspelt.
-            ValueError: a layer that the cortex does not have.
+            ValueError: a layer that the cortex does not have, or a number of latents that was not trained.
         """
+        if num_latents is not None:
+            self.config.check_num_latents(num_latents)
         if kwargs and not torch.compiler.is_compiling():
             _refuse_misspelt(kwargs)
         if output_hidden_states is None:
@@ -135,7 +141,7 @@ class SparseFormerModel(PreTrainedModel):
             return_dict = self.config.return_dict
         layers = _layers_to_keep(output_hidden_states, len(self.cortex))
         features = self.early_conv(pixel_values.to(self.early_conv.conv.weight.dtype))
-        focus = self.focusing(features)
+        focus = self.focusing(features, num_latents)
         starting_tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), focus.latents], dim=1)
         tokens, hidden_states = self._run_cortex(starting_tokens, layers)
         cls = None if tokens is None else self.norm(tokens[:, 0])
@@ -168,6 +174,22 @@ class SparseFormerModel(PreTrainedModel):
             hidden_states.append(tokens if layer in layers else None)
         hidden_states += [None] * (depth - last_layer)
         return tokens if last_layer == depth else None, tuple(hidden_states)
+
+    def with_num_latents(self, num_latents: int) -> "SparseFormerModel":
+        """Give an elastic encoder with another number of latents in its configuration; both share their weights.
+
+        Raises:
+            ValueError: a number that was not trained.
+        """
+        self.config.check_num_latents(num_latents)
+        if num_latents == self.config.num_latents:
+            return self
+        other = copy.deepcopy(self, {id(shared): shared for shared in (*self.parameters(), *self.buffers())})
+        start = self.focusing.initial_rois
+        rois = initial_rois(num_latents).to(start.device)
+        other.focusing.initial_rois = nn.Parameter(rois, requires_grad=start.requires_grad)
+        other.config.num_latents = num_latents
+        return other
 
     def get_input_embeddings(self) -> EarlyConvolution:
         """Give what embeds the input: adapters ask its output for gradients, which checkpointed layers need."""

@@ -52,7 +52,6 @@ def test_a_streamed_run_resumes_to_the_bit_and_says_when_its_order_changes(world
         (dict(steps=None, epochs=1), "how many images a stream has is unknown: give `steps` and `warmup_steps`"),
         (dict(warmup_steps=None), "how many images a stream has is unknown: give `steps` and `warmup_steps`"),
         (dict(workers=5), "4 shards are too few for 1 processes x 5 `workers`"),
-        (dict(align="set"), "`align` set and readout measure tokens over all training images, and `data` is a stream"),
         (dict(teacher_cache="kept"), "`teacher_cache` kept: images that are streamed have no numbers"),
         (dict(class_loss_weight=1.0), "labels, validation and evaluation need local files"),
     ],

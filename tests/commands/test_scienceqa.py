@@ -52,5 +52,5 @@ def test_the_student_of_the_quickstart_stands_beside_it(script, tmp_path, capsys
     out = capsys.readouterr().out
     assert "swapped - original, image questions" in out and "pooled - original, image questions" in out
     results = json.loads((tmp_path / "runs/scienceqa/results.json").read_text())
-    assert list(results["scores"]) == ["original", "pooled", "swapped"]
+    assert list(results["scores"]) == ["original", "pooled", "random", "swapped"]
     assert results["settings"]["encoder"] == ["runs/quickstart"]

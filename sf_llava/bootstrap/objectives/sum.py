@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +93,13 @@ class ObjectiveSum:
         return Taught(teacher.embed_cls(seen.cls), seen.tokens)
 
     def __call__(
-        self, student: torch.nn.Module, pixel_values: Tensor, taught: Taught, batch: Batch, key: tuple[int, ...]
+        self,
+        student: torch.nn.Module,
+        pixel_values: Tensor,
+        taught: Taught,
+        batch: Batch,
+        key: tuple[int, ...],
+        num_latents: int | None = None,
     ) -> Terms:
         """Run the student on a batch and compare it with what the teacher said.
 
@@ -103,8 +109,11 @@ class ObjectiveSum:
             taught: of the same pictures.
             batch: which images and questions these are.
             key: of the random numbers.
+            num_latents: of this step, for an elastic student.
         """
-        wanted = {"output_hidden_states": (self.layer, -1)} if self.needs_tokens else {}
+        wanted: dict[str, Any] = {"output_hidden_states": (self.layer, -1)} if self.needs_tokens else {}
+        if num_latents is not None:
+            wanted["num_latents"] = num_latents
         said = Seen.by_student(student(pixel_values, **wanted), self.layer if self.needs_tokens else None)
         asked = Seen(taught.embeds.float(), taught.states)
         images, questions = slice(None, len(batch.images)), slice(len(batch.images), None)
@@ -156,11 +165,9 @@ def make_objective(
     by_llm = {name: weight for name, weight in config.align.items() if name in LLM_LOSSES}
     others: list[Objective] = []
     if by_tokens:
-        if isinstance(images, BootstrapStream):
-            raise ValueError(
-                "`align` set, readout and position measure tokens over all training images, and `data` is a stream"
-            )
-        statistics = measure_tokens(teacher, images, layer)
+        # A stream cannot be asked for evenly spaced images: those held out for validation stand for it.
+        measured = validator.images.images if isinstance(images, BootstrapStream) else images
+        statistics = measure_tokens(teacher, measured, layer)
         if "position" in by_tokens:
             statistics.require_places()
         others.append(TokenObjective(by_tokens, statistics))
