@@ -209,8 +209,6 @@ class BootstrapConfig:
         """All fields by their flat names, as ``config.json`` holds them."""
         values = {name: value for part in PARTS for name, value in asdict(getattr(self, part)).items()}
         values["align"] = self.objective.align_text
-        if self.student.elastic is None:  # runs of before know no such field
-            del values["elastic"]
         if not self.objective.align:
             values["align_layer"] = None
         if not asks_llm(self.objective.align):

@@ -6,11 +6,13 @@
         the same for your images
 
 Expected: the names of focus.png (input, RoIs of the first, third and last iteration, sampling points), iterations.png
-(RoIs of every iteration with the way of their centres) and heat.png (sampling mass, attention), and how far RoIs move.
+(RoIs of every iteration with the way of their centres), heat.png (sampling mass, attention) and, for a run that aligned
+tokens by position, places.png (whose token says what is at each place); and how far RoIs move.
 """
 
 import argparse
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf_llava import cli
@@ -21,6 +23,8 @@ SEED = cli.Number(int, 0, 10**6)
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+    from sf_llava.model import SparseFormerOutput
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -61,6 +65,26 @@ def describe_movement(rois: "Tensor") -> str:
         f"RoI sides go from {sizes[:, 0].mean():.3f} to {sizes[:, -1].mean():.3f}; between the {len(rois)} images the "
         f"last centres differ by {differ:.3f}"
     )
+
+
+def read_places(path: str, output: "SparseFormerOutput") -> "Tensor | None":
+    """Give the weights (B, M, N) of the latents at the places of the teacher's grid; None where no run knows them.
+
+    Args:
+        path: of the run, whose checkpoint holds the statistics of the teacher's tokens.
+        output: of the encoder, with hidden states.
+    """
+    from sf_llava.bootstrap.objectives.statistics import FILE, TokenStatistics
+    from sf_llava.bootstrap.run_directory import RunDirectory
+    from sf_llava.files import read_json_object
+
+    run = RunDirectory(str(Path(path).parent if Path(path).name == "encoder" else path))
+    kept = [checkpoint for checkpoint in run.checkpoint_paths() if (checkpoint / FILE).is_file()]
+    if not kept:
+        return None
+    layer = read_json_object(run.config_path)["align_layer"]
+    statistics = TokenStatistics.load(kept[0], output.hidden_states[layer].device)
+    return statistics.weigh_by_place(statistics.standardise(output.hidden_states[layer][:, 1:]))
 
 
 def main(argv: list[str]) -> None:
@@ -114,6 +138,8 @@ def main(argv: list[str]) -> None:
         "iterations": visualize.iteration_sheet(views, output.rois),
         "heat": visualize.heat_sheet(views, output.sampling_points, student_attention, teacher_attention),
     }
+    if (weights := read_places(path, output)) is not None:
+        sheets["places"] = visualize.places_sheet(views, output.rois, weights)
     for name, picture in sheets.items():
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")

@@ -1,6 +1,6 @@
 """What the losses on tokens must know of a teacher: statistics of its patch tokens over a fixed set of images.
 
-Letters: B images, M patches, D width, R directions.
+Letters: B images, M patches, T tokens of either side, D width, R directions.
 """
 
 from dataclasses import asdict, dataclass
@@ -46,6 +46,17 @@ class TokenStatistics:
         """Standardise (..., D) tokens per channel, in float32."""
         return (tokens.float() - self.mean) / self.std
 
+    def weigh_by_place(self, tokens: Tensor) -> Tensor:
+        """Give the weights (B, M, T) with which standardised tokens (B, T, D) are read at each place.
+
+        They are softmax_i(-1/2 |W'(z_i - p_j)|^2) over tokens z_i, with p_j of ``places`` and W the ``directions``.
+        """
+        directions, places = self.directions.to(tokens.dtype), self.places.to(tokens.dtype)
+        codes, wanted = tokens @ directions, places @ directions  # [B, T, R], [M, R]
+        # The square of the place's own code is the same for all tokens, and leaves the softmax as it is.
+        scores = wanted @ codes.transpose(1, 2) - codes.square().sum(dim=-1)[:, None, :] / 2
+        return scores.softmax(dim=-1)
+
     def require_places(self) -> None:
         """Refuse a teacher whose tokens do not tell where they stand.
 
@@ -63,10 +74,10 @@ class TokenStatistics:
         """Write them into a checkpoint."""
         save_file({name: value.cpu().contiguous() for name, value in asdict(self).items()}, directory / FILE)
 
-    def load(self, directory: Path) -> "TokenStatistics":
-        """Read those of a checkpoint, on the device of these."""
-        found = load_file(directory / FILE)
-        return TokenStatistics(**{name: value.to(self.mean.device) for name, value in found.items()})
+    @classmethod
+    def load(cls, directory: Path, device: torch.device) -> "TokenStatistics":
+        """Read those of a checkpoint."""
+        return cls(**{name: value.to(device) for name, value in load_file(directory / FILE).items()})
 
 
 @torch.no_grad()

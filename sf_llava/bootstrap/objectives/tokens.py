@@ -118,16 +118,9 @@ def position_loss(student: Tensor, teacher: Tensor, statistics: TokenStatistics)
     Returns:
         Scalar, float32.
     """
-    difference = _read_places(student, statistics) - _read_places(teacher, statistics)  # [B, M, D]
+    read = [statistics.weigh_by_place(tokens) @ tokens for tokens in (student, teacher)]  # [B, M, D]
+    difference = read[0] - read[1]
     return (saliency(teacher) * difference.square().mean(dim=-1)).sum(dim=1).mean()
-
-
-def _read_places(tokens: Tensor, statistics: TokenStatistics) -> Tensor:
-    directions, places = statistics.directions.to(tokens.dtype), statistics.places.to(tokens.dtype)
-    codes, wanted = tokens @ directions, places @ directions  # [B, T, R], [M, R]
-    # The square of the place's own code is the same for all tokens, and leaves the softmax as it is.
-    scores = wanted @ codes.transpose(1, 2) - codes.square().sum(dim=-1)[:, None, :] / 2  # [B, M, T]
-    return scores.softmax(dim=-1) @ tokens
 
 
 def saliency(tokens: Tensor) -> Tensor:
@@ -167,4 +160,4 @@ class TokenObjective(Objective):
 
     def load(self, directory: Path) -> None:
         """Take the statistics of a checkpoint."""
-        self.statistics = self.statistics.load(directory)
+        self.statistics = TokenStatistics.load(directory, self.statistics.mean.device)
