@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
-from sf_llava.catalogue import QUICKSTART
+from sf_llava.catalogue import default_encoder
 
 if TYPE_CHECKING:
     from sf_llava.llava.towers import Tower
@@ -145,15 +145,16 @@ def conclude(
 
 
 def choose_mini(arguments: argparse.Namespace) -> None:
-    """Fill in what the embedded default needs: its questions, and the quickstart's student if there is one."""
+    """Fill in what the embedded default needs: its questions and its student."""
     arguments.data = arguments.data or MINI
     arguments.batch_size = arguments.batch_size or 64
     if arguments.encoder is None and (arguments.towers is None or "swapped" in arguments.towers):
-        arguments.encoder = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
-        if not arguments.encoder:
-            print(f"no student in {QUICKSTART}, so the original tower alone: make quickstart trains one in minutes")
+        encoder, remark = default_encoder()
+        arguments.encoder = [encoder]
+        if remark:
+            print(remark)
     if arguments.towers is None:
-        arguments.towers = ["original", "pooled", "random", *(["swapped"] if arguments.encoder else [])]
+        arguments.towers = ["original", "pooled", "random", "swapped"]
 
 
 def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":

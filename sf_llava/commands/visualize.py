@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf_llava import cli
+from sf_llava.catalogue import default_encoder
 
 NUM_IMAGES = cli.Number(int, 1, 64)
 SEED = cli.Number(int, 0, 10**6)
@@ -100,12 +101,17 @@ def main(argv: list[str]) -> None:
     from sf_llava import visualize
     from sf_llava.data.transforms import Preprocessing
     from sf_llava.devices import choose_device
-    from sf_llava.measure.setup import ENCODER, teacher_of
+    from sf_llava.measure.setup import teacher_of
     from sf_llava.model.loading import load_encoder
     from sf_llava.teachers import load_teacher
     from sf_llava.teachers.attention import cls_attention
 
-    path = arguments.encoder or ENCODER
+    path, teacher_name = arguments.encoder, arguments.teacher
+    if path is None:
+        path, remark = default_encoder()
+        teacher_name = teacher_name or "mini"
+        if remark:
+            print(remark)
     device = choose_device(arguments.device)
     encoder = load_encoder(path, device=device)
     config = encoder.config
@@ -121,7 +127,7 @@ def main(argv: list[str]) -> None:
             config.cortex_layer_norm_eps,
         )
         teacher_attention = None
-        if teacher_name := arguments.teacher or teacher_of(path):
+        if teacher_name := teacher_name or teacher_of(path):
             teacher = load_teacher(teacher_name, device=device)
             seen = torch.stack([teacher.preprocessing(view) for view in views]).to(device)
             last = teacher.num_hidden_layers - 1

@@ -44,9 +44,15 @@ def test_a_run_that_aligned_places_shows_whose_token_speaks_for_each(main, tmp_p
         assert (tmp_path / "out" / encoder / "places.png").is_file()
 
 
-def test_no_flags_without_a_quickstart_say_how_to_make_one(main):
-    with pytest.raises(ValueError, match=r"runs/quickstart/encoder.*sf-llava bootstrap"):
-        main([])
+def test_no_flags_without_a_quickstart_draw_the_student_that_ships(main, tmp_path, capsys):
+    main([])
+    assert "no student in runs/quickstart: here is the one that ships" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "visualize" / "heat.png").is_file()
+
+
+def test_an_encoder_that_is_not_there_says_how_to_make_one(main):
+    with pytest.raises(ValueError, match=r"no encoder at nowhere.*sf-llava bootstrap"):
+        main(["--encoder", "nowhere"])
 
 
 def test_a_broken_image_is_named(main, tmp_path):
