@@ -1,4 +1,4 @@
-"""Train the small models on a CPU: CLIP teachers on the drawn world (shipped) or on CIFAR-10, and the mini LLaVA.
+"""Make the small models on a CPU: CLIP teachers on the drawn world (shipped) or on CIFAR-10, mini LLaVA, mini student.
 
     python scripts/train_mini.py clip --threads 2
         about a quarter of an hour on two free cores; over 97 % zero-shot on both domains of the drawn world
@@ -6,10 +6,12 @@
         about an hour on one core; about 75 % zero-shot on the validation photographs
     python scripts/train_mini.py llava
         the shipped LLaVA around the shipped CLIP, on questions in ScienceQA's form; about two hours on one free core
+    python scripts/train_mini.py student --run runs/quickstart
+        the shipped student: the encoder of make quickstart, rounded to four significant bits, so that it zips well
 
-All write OUTPUT/clip or OUTPUT/llava (an ordinary model directory with tokenizer and processor), OUTPUT/results.json,
-OUTPUT/log.jsonl and OUTPUT/checkpoint.pt. The same command continues a run that was interrupted, from the checkpoint
-before the last where the last one is damaged.
+All but the last write OUTPUT/clip or OUTPUT/llava (an ordinary model directory with tokenizer and processor),
+OUTPUT/results.json, OUTPUT/log.jsonl and OUTPUT/checkpoint.pt. The same command continues a run that was interrupted,
+from the checkpoint before the last where the last one is damaged.
 """
 
 import argparse
@@ -27,7 +29,7 @@ BATCH = cli.Number(int, 1, 4096)
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|cifar10|llava")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|cifar10|llava|student")
     clip = kinds.add_parser("clip", help="the shipped teacher, trained on pictures drawn on the fly")
     cifar10 = kinds.add_parser("cifar10", help="a teacher of photographs, trained from scratch on CIFAR-10")
     cifar10.add_argument("--train", required=True, metavar="FILE.parquet", help="labelled training images")
@@ -41,11 +43,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub.add_argument("--batch-size", type=BATCH, default=batch_size, help=f"images a step (default {batch_size})")
         sub.add_argument("--threads", type=cli.THREADS, default=1, help="CPU threads of torch (default 1)")
         sub.add_argument("--traceback", action="store_true", help="show where an error came from")
+    student = kinds.add_parser("student", help="the shipped student, from a run of the bootstrap")
+    student.add_argument("--run", default="runs/quickstart", metavar="DIR", help="(default %(default)s)")
+    student.add_argument("--output", type=Path, default=Path("runs/mini_student"), help="(default %(default)s)")
+    student.add_argument("--traceback", action="store_true", help="show where an error came from")
     return cli.parse(parser, argv)
 
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
+    if args.kind == "student":
+        from sf_llava.mini.training.student import write_student
+
+        print(f"saved in {write_student(args.run, args.output)}")
+        return
 
     from sf_llava.files import locked
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 Opener = TypeVar("Opener", bound=Callable[..., Any])
 
 QUICKSTART = Path("runs/quickstart")
-"""Where ``make quickstart`` leaves its run, which commands take where no encoder is named."""
+"""Where ``make quickstart`` leaves its run; see :func:`default_encoder`."""
 
 _REGISTER_THEMSELVES = ("sf_llava.mini",)
 
@@ -85,6 +85,22 @@ TEACHERS: Topic = Topic("teachers")
 """``opener()`` gives the name of a teacher as ``load_teacher`` takes it, such as ``transformers:DIR``."""
 LLAVAS: Topic = Topic("LLaVAs")
 """``opener()`` gives the directory of a LLaVA."""
+ENCODERS: Topic = Topic("encoders")
+"""``opener()`` gives the directory of an encoder."""
+
+
+def default_encoder() -> tuple[str, str]:
+    """Say which encoder the embedded default has, and a remark: the quickstart's, or without one that which ships.
+
+    Returns:
+        Directory of a run or encoder; the remark is empty for the quickstart's.
+    """
+    if (QUICKSTART / "encoder" / "config.json").is_file():
+        return str(QUICKSTART), ""
+    opener = ENCODERS.find("mini")
+    assert opener is not None, "the package has one"
+    remark = f"no student in {QUICKSTART}: here is the one that ships; make quickstart trains yours in minutes"
+    return str(opener()), remark
 
 
 def _load() -> None:

@@ -64,7 +64,9 @@ class SparseFormerConfig(PretrainedConfig):
 
     Args:
         image_size: side of the square input in pixels that the encoder was made for; any size is accepted at run time.
-        num_latents: N, the number of latent tokens and RoIs (CLS not counted).
+        num_latents: N, the number of latent tokens and RoIs (CLS not counted), where a call names no other.
+        num_latents_range: lowest and highest number of latents that a call may name, those that an elastic encoder was
+            trained with; None for an encoder of ``num_latents`` alone.
         use_cls: whether CLS stands before the latents and gives the embedding; without it (SigLIP students) attention
             pools the latents.
         hidden_size: width of the cortex, the teacher's width.
@@ -103,6 +105,7 @@ class SparseFormerConfig(PretrainedConfig):
         self,
         image_size: int = 224,
         num_latents: int = 64,
+        num_latents_range: Sequence[int] | None = None,
         hidden_size: int = 1024,
         focusing_size: int = 512,
         num_focusing_iterations: int = 4,
@@ -131,6 +134,7 @@ class SparseFormerConfig(PretrainedConfig):
     ) -> None:
         self.image_size = image_size
         self.num_latents = num_latents
+        self.num_latents_range = num_latents_range if num_latents_range is None else list(num_latents_range)
         self.hidden_size = hidden_size
         self.focusing_size = focusing_size
         self.num_focusing_iterations = num_focusing_iterations
@@ -172,6 +176,15 @@ class SparseFormerConfig(PretrainedConfig):
             if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
                 kind = "a positive whole number" if lowest else "0 or a positive whole number"
                 raise ValueError(f"{name} must be {kind} up to {highest:,}, not {value!r}")
+        if (known := self.num_latents_range) is not None and not (
+            len(known) == 2
+            and all(isinstance(value, int) for value in known)
+            and 1 <= known[0] <= self.num_latents <= known[1] <= COUNTS["num_latents"]
+        ):
+            raise ValueError(
+                f"num_latents_range must be the lowest and highest number of latents, with num_latents "
+                f"{self.num_latents} between them, not {known!r}"
+            )
         if self.num_sampling_points < 2:
             raise ValueError("num_sampling_points must be at least 2: offsets are normalised by their spread")
         for width, heads in (
@@ -205,6 +218,20 @@ class SparseFormerConfig(PretrainedConfig):
         block = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
         generator = self.mixing_size * (self.conv_channels**2 + self.mixing_points * self.num_sampling_points)
         return self.num_hidden_layers * block + 12 * self.focusing_size**2 + 2 * generator
+
+    def check_num_latents(self, num_latents: int) -> None:
+        """Check that a call may name this number of latents.
+
+        Raises:
+            ValueError: the encoder was not trained with it.
+        """
+        lowest, highest = self.num_latents_range or (self.num_latents, self.num_latents)
+        if not lowest <= num_latents <= highest:
+            if self.num_latents_range is None:
+                known = f"{self.num_latents} alone; one that was bootstrapped with `elastic` takes others"
+            else:
+                known = f"{lowest} to {highest}"
+            raise ValueError(f"{num_latents} latents: this encoder was trained with {known}")
 
     @property
     def num_tokens(self) -> int:

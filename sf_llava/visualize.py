@@ -6,6 +6,7 @@ Letters: B images, I iterations, N latents, P points.
 """
 
 import colorsys
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -86,6 +87,38 @@ def draw_grid(image: Image.Image, grid: Tensor | np.ndarray, *, size: int = PANE
     panel = _Panel(image, size, faded=True, grey=True)
     panel.heat(_array(grid))
     return panel.finish()
+
+
+def draw_places(image: Image.Image, weights: Tensor | np.ndarray, *, size: int = PANEL) -> Image.Image:
+    """Draw which latent is read at every place of a grid, in its colour, the fuller the more it is read.
+
+    Args:
+        image: the square view that the encoder saw.
+        weights: (M, N) of N latents at M places, a square number in raster order.
+        size: side of the picture that comes back, in pixels.
+    """
+    panel = _Panel(image, size, faded=True, grey=True)
+    panel.cells(_array(weights))
+    return panel.finish()
+
+
+def places_sheet(images: Sequence[Image.Image], rois: Tensor, weights: Tensor) -> Image.Image:
+    """Draw what is read at every place: a row an image, with the last RoIs and the latent that speaks for each place.
+
+    Args:
+        images: B square views as the encoder saw them.
+        rois: (B, I + 1, N, 4) as ``SparseFormerOutput.rois``.
+        weights: (B, M, N) of the latents at the places of the teacher's grid.
+    """
+    _check_batch(images, rois, None)
+    size = _panel_side(rois.shape[2])
+    rows = [
+        [plain(image, size=size), draw_rois(image, boxes[-1], size=size), draw_places(image, read, size=size)]
+        for image, boxes, read in zip(images, _array(rois), _array(weights), strict=True)
+    ]
+    places = f"{weights.shape[1]} places of the teacher's grid"
+    legend = f"{places}, each in the colour of the latent whose token says what is there"
+    return sheet(["input", "RoIs, last", "read at each place"], rows, legend)
 
 
 def focus_sheet(images: Sequence[Image.Image], rois: Tensor, sampling_points: Tensor) -> Image.Image:
@@ -233,6 +266,16 @@ class _Panel:
         x, y = centre
         for reach, fill in ((radius * 1.4, (*INK, 170)), (radius, (*colour, 255))):
             draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=fill)
+
+    def cells(self, weights: np.ndarray) -> None:
+        """Fill a square grid of places with the colours of the latents of most weight, (M, N)."""
+        side = math.isqrt(len(weights))
+        colours, cell = latent_colours(weights.shape[1]), 1 / side
+        draw = self._draw()
+        for place, row in enumerate(weights):
+            corner = np.array([place % side, place // side]) * cell
+            box = [*self._pixels(corner), *(self._pixels(corner + cell) - SUPERSAMPLING)]
+            draw.rectangle(box, fill=(*colours[int(row.argmax())], round(40 + 190 * float(row.max()))))
 
     def heat(self, grid: np.ndarray) -> None:
         """Lay a map (H, W) over the image: the hotter, the more opaque."""

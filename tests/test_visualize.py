@@ -14,6 +14,7 @@ from sf_llava.visualize import (
     MARGIN,
     draw_grid,
     draw_heat,
+    draw_places,
     draw_rois,
     focus_sheet,
     heat_sheet,
@@ -31,6 +32,20 @@ def at(picture: Image.Image, x: float, y: float) -> np.ndarray:
     margin = round(picture.width * MARGIN)
     inner = picture.width - 2 * margin
     return np.array(picture.getpixel((round(margin + x * inner), round(margin + y * inner))), dtype=int)
+
+
+def test_every_place_has_the_colour_of_the_latent_that_is_read_there():
+    weights = torch.full((4, 3), 0.01)
+    for place, latent in enumerate((2, 0, 1, 2)):
+        weights[place, latent] = 0.98
+    grey = Image.new("RGB", (32, 32), (128, 128, 128))
+    drawn = np.asarray(draw_places(grey, weights, size=100), dtype=float)
+    empty = np.asarray(draw_places(grey, torch.zeros(4, 3), size=100), dtype=float)
+    colours = np.asarray(latent_colours(3), dtype=float)
+    for place, latent in enumerate((2, 0, 1, 2)):
+        y, x = 8 + 21 + 42 * (place // 2), 8 + 21 + 42 * (place % 2)  # margin, middle of the cell
+        nearest = np.abs(colours - drawn[y, x]).sum(axis=1).argmin()
+        assert nearest == latent and np.abs(drawn[y, x] - empty[y, x]).sum() > 30
 
 
 def test_a_box_stands_where_its_roi_is_in_its_latents_colour():

@@ -5,6 +5,7 @@ cortex is frozen as in the paper. The data path
 (read, crop, flip, collate) is timed alone, in one process: ``workers`` of the trainer multiply it. The student's
 forward and backward is measured with plain PyTorch, with what the encoder uses ("ours"), and with the fused ops, which
 on a GPU are the same: bytes kept for the backward, and the peak beyond weights and optimiser, gradients included.
+"aligned" is ours with the losses on tokens that a run has by default, on tokens drawn at random.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from torch import Tensor
 
 from sf_llava.benchmark.encoder import PAIRS
 from sf_llava.benchmark.timing import interleave, kept_for_backward, paired_ratio, peak_memory
+from sf_llava.bootstrap.align import FROM_IMAGES
+from sf_llava.bootstrap.objectives.objective import Seen
+from sf_llava.bootstrap.objectives.statistics import MAX_DIRECTIONS, TokenStatistics
+from sf_llava.bootstrap.objectives.tokens import TokenObjective
 from sf_llava.configuration import preset
 from sf_llava.data.bootstrap_images import BootstrapImages, collate
 from sf_llava.data.names import open_images
@@ -25,11 +30,12 @@ from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.model import SparseFormerModel
 from sf_llava.ops import force
 from sf_llava.report import device_kind, report, save
-from sf_llava.teachers.architectures import build_image_tower
+from sf_llava.teachers.architectures import build_teacher
 from sf_llava.teachers.compiled import compile_frozen
 
 PATHS = {"plain": "reference", "ours": "auto", "fused": "op"}
-PARTS = ("data", "teacher", "student", "optimizer")
+PARTS = ("data", "teacher", "student", "aligned student", "optimizer")
+LAYER = -2  # that LLaVA reads
 
 
 def run(
@@ -44,7 +50,7 @@ def run(
         path = save(output, file, device, rows, dtype=dtype, repeats=repeats, data=data)
     header = ["pair", "batch", *(f"{part} ms" for part in PARTS), "img/s", "data img/s", "student faster"]
     report(f"A bootstrap step, {dtype}", header, [_cells(row) for row in rows], path)
-    columns = [f"{kind} MiB {path}" for kind in ("kept", "peak") for path in PATHS]
+    columns = [f"{kind} MiB {path}" for kind in ("kept", "peak") for path in (*PATHS, "aligned")]
     header = ["pair", "batch", *columns, "peak of fused beside plain"]
     report(f"Memory of a bootstrap step, {dtype}", header, [_memory_cells(row) for row in rows], path)
     return rows
@@ -60,7 +66,11 @@ def _measure(name: str, batch_size: int, data: str, device: str, dtype: torch.dt
         module.requires_grad_(False)
     trainable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True)
-    teacher = build_image_tower(pair.teacher).to(device, dtype)
+    tower = build_teacher(pair.teacher).to(device, dtype)
+
+    def teacher(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return tower.embeds_and_tokens(pixels, LAYER)
+
     images = BootstrapImages(
         open_images(data),
         BootstrapTransform(Preprocessing(pair.image_size, config.image_mean, config.image_std)),
@@ -69,41 +79,52 @@ def _measure(name: str, batch_size: int, data: str, device: str, dtype: torch.dt
     keys = [(0, index % len(images)) for index in range(batch_size)]
     batch = images.normalise(collate([images[key] for key in keys])["pixels"].to(device))
     with torch.no_grad():
-        target = teacher(batch.to(dtype)).float()
+        taught = Seen(*teacher(batch.to(dtype)))
     compiled = compile_frozen(teacher, batch.to(dtype)) if on_gpu else teacher
+    objective = TokenObjective(FROM_IMAGES, draw_statistics(taught.tokens[0, 1:].float()))
+    autocast = partial(torch.autocast, torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
 
     def loss(path: str) -> Tensor:
-        with force(path), torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
+        with force(path), autocast():
             embeds = student(batch).image_embeds
-        return (1 - F.cosine_similarity(embeds.float(), target, dim=-1)).mean()
+        return (1 - F.cosine_similarity(embeds.float(), taught.embeds.float(), dim=-1)).mean()
 
-    def learn(path: str) -> Callable[[], object]:
+    def aligned_loss() -> Tensor:
+        with autocast():
+            said = Seen.by_student(student(batch, output_hidden_states=(LAYER, -1)), LAYER)
+        terms = objective(said, taught, torch.arange(batch_size), torch.Generator().manual_seed(0))
+        cosine = F.cosine_similarity(said.embeds, taught.embeds.float(), dim=-1).mean()
+        return 1 - cosine + torch.stack([weight * terms[name] for name, weight in objective.weights.items()]).sum()
+
+    def learn(loss: Callable[[], Tensor]) -> Callable[[], object]:
         def function() -> None:
             optimizer.zero_grad()
-            loss(path).backward()
+            loss().backward()
 
         return function
 
     @torch.no_grad()
-    def teach(teacher: Callable[[Tensor], Tensor]) -> Tensor:
+    def teach(teacher: Callable[[Tensor], tuple[Tensor, Tensor]]) -> object:
         return teacher(batch.to(dtype))
 
     functions = {
         "data": lambda: collate([images[key] for key in keys]),
         "plain teacher": lambda: teach(teacher),
         "teacher": lambda: teach(compiled),
-        "plain student": learn("reference"),
-        "student": learn("auto"),
+        "plain student": learn(partial(loss, "reference")),
+        "student": learn(partial(loss, "auto")),
+        "aligned student": learn(aligned_loss),
         "optimizer": optimizer.step,
     }
     if not on_gpu:
         del functions["plain teacher"]  # it is the same there
     timings = interleave(functions, device, repeats)
     kept, peaks = {}, {}
-    for key, path in PATHS.items():
+    losses = {key: partial(loss, path) for key, path in PATHS.items()} | {"aligned": aligned_loss}
+    for key, one in losses.items():
         optimizer.zero_grad()
-        kept[key] = kept_for_backward(partial(loss, path), student.parameters())
-        peaks[key] = peak_memory(learn(path), device)
+        kept[key] = kept_for_backward(one, student.parameters())
+        peaks[key] = peak_memory(learn(one), device)
     return {
         "pair": name,
         "batch_size": batch_size,
@@ -112,6 +133,14 @@ def _measure(name: str, batch_size: int, data: str, device: str, dtype: torch.dt
         "kept_bytes": kept,
         "peak_bytes": peaks,
     }
+
+
+def draw_statistics(tokens: Tensor) -> TokenStatistics:
+    """Draw statistics of a teacher at random, of the shapes that its tokens (M, D) ask for."""
+    width = tokens.shape[-1]
+    zeros, ones = torch.zeros(width, device=tokens.device), torch.ones(width, device=tokens.device)
+    directions = torch.randn(width, MAX_DIRECTIONS, device=tokens.device) / width**0.5
+    return TokenStatistics(zeros, ones, torch.randn_like(tokens), directions, ones.mean())
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Mapping
 
-ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "llm": 4.0, "placed": 4.0}
+ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "position": 1.0, "llm": 4.0, "placed": 4.0}
 """The losses that ``align`` knows, and their default weights. Those of the LLM are large because a divergence is a mean
 over all words of an answer, few of which depend on the picture."""
+
+FROM_IMAGES = {name: ALIGNMENT_WEIGHTS[name] for name in ("set", "readout", "position")}
+"""What a run adds where nothing else is asked for: the losses that need images alone."""
 
 LLM_LOSSES = {"llm", "placed"}
 """Those of them that need a LLaVA and questions."""

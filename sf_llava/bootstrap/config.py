@@ -92,6 +92,11 @@ class StudentConfig:
 
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
     num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches", LATENTS)
+    elastic: str | None = _flag(
+        None,
+        "LOWEST-HIGHEST, as 8-32: every step draws its number of latents between these, and the encoder runs with any "
+        "of them; default: `num_latents` alone",
+    )
     image_size: int | None = _flag(None, "student's input side in pixels; default: the teacher's", PIXELS)
     num_truncated: int | None = _flag(None, "leading teacher blocks to drop; default: a third (Table 8)", BLOCKS)
     num_tunable: int | None = _flag(
@@ -106,8 +111,8 @@ class StudentConfig:
 class ObjectiveConfig:
     """What the student is trained for: the paper's loss on the embedding, and losses on the tokens that LLaVA reads.
 
-    ``align`` is a text on the command line and weights by name here, empty for none; ``llava`` and ``questions`` are
-    set where it asks a LLM.
+    ``align`` is a text on the command line and weights by name here, empty for none (the paper's loss alone);
+    ``llava`` and ``questions`` are set where it asks a LLM.
     """
 
     loss: Literal["cosine", "kl"] = _flag("cosine", "align embeddings (Eq. 5) or distil class logits (Table 3)")
@@ -116,11 +121,10 @@ class ObjectiveConfig:
         0.0, "weight of an added cross-entropy on labels (Table 3: with cls loss)", NON_NEGATIVE
     )
     align: Mapping[str, float] = field(
-        default_factory=dict,
         metadata={
-            "help": "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), set, readout, "
-            "llm, placed (llm, read with positions and bias), or a sum with weights, set=0.3+readout=1 (these are the "
-            "default weights; llm and placed: 4). Bootstrap first, align after",
+            "help": "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), or a sum of set, "
+            "readout, position (these see images alone), llm, placed (llm, read with positions and bias), with "
+            "weights: set=0.3+readout=1 (these are the default ones; llm and placed: 4). Default: set+readout+position",
             "number": None,
             "type": str,
         },

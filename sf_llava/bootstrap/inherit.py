@@ -168,6 +168,8 @@ def set_trainable(
     if not 0 <= num_tunable <= num_blocks:
         raise ValueError(f"{num_tunable} tunable blocks: the cortex has {num_blocks}")
     student.requires_grad_(True)
+    if student.config.num_latents_range is not None:  # all numbers of latents start on the balanced grid
+        student.focusing.initial_rois.requires_grad_(False)
     frozen = [*student.cortex[num_tunable:], *(getattr(student, n) for n in HEAD_MODULES if hasattr(student, n))]
     for module in frozen:
         module.requires_grad_(False)
@@ -214,9 +216,10 @@ def resize(student: SparseFormerModel, num_latents: int, image_size: int) -> Spa
 
     All weights are kept; where the number of latents changes, their RoIs start again on the balanced grid.
     """
-    config = SparseFormerConfig.from_dict(
-        student.config.to_dict() | {"num_latents": num_latents, "image_size": image_size}
-    )
+    known = student.config.num_latents_range
+    kept = known if known is not None and known[0] <= num_latents <= known[1] else None
+    changes = {"num_latents": num_latents, "num_latents_range": kept, "image_size": image_size}
+    config = SparseFormerConfig.from_dict(student.config.to_dict() | changes)
     resized = SparseFormerModel(config)
     state = student.state_dict()
     if num_latents != student.config.num_latents:

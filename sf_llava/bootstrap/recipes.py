@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sf_llava.bootstrap.align import asks_llm
+from sf_llava.bootstrap.align import FROM_IMAGES, asks_llm
 
 RECIPES: dict[str, dict[str, Any]] = {
     "mini": dict(
@@ -23,6 +23,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 """The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
 and ScienceQA's learning rate, which the paper does not give."""
 
+MINI_ALIGNED_RECIPE = dict(steps=720, batch_size=64, inherited_lr_scale=0.5, num_tunable=3)
+"""Changes of the mini world's recipe where tokens are aligned: as many pictures in twice the steps, and every block
+tuned whose output LLaVA reads."""
+
 MINI_LLM_RECIPE = dict(steps=600, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
 """Changes of the mini world's ScienceQA stage where it asks a LLM: few pictures for the embedding, many questions, and
 every block tuned whose output LLaVA reads."""
@@ -41,9 +45,11 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     stage = asked.get("stage", "mini" if teacher == "mini" else "imagenet")
     if stage not in RECIPES:
         raise ValueError(f"`stage` {stage!r} is unknown; valid: {', '.join(RECIPES)}")
-    align = asked.get("align", {})
+    align = asked.get("align", FROM_IMAGES)
     asks = asks_llm(align)
     recipe = dict(RECIPES[stage])
+    if stage == "mini" and align:
+        recipe |= MINI_ALIGNED_RECIPE
     if teacher == "mini" and stage != "mini":
         recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
@@ -53,6 +59,8 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     for names in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         if asked.keys() & set(names):
             recipe = {name: value for name, value in recipe.items() if name not in names}
+    if "num_truncated" in asked:  # fewer or more blocks than the recipe was made for
+        recipe.pop("num_tunable", None)
     if teacher == "mini" and asks:
         recipe |= dict(llava="mini", questions="mini-described:80000")
     if not asks:

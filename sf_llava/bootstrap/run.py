@@ -23,7 +23,7 @@ from sf_llava.bootstrap.inputs import digest_inputs
 from sf_llava.bootstrap.model_card import model_card
 from sf_llava.bootstrap.objectives.sum import make_objective
 from sf_llava.bootstrap.run_directory import RunDirectory
-from sf_llava.bootstrap.student import make_student, refuse_alignment
+from sf_llava.bootstrap.student import make_student
 from sf_llava.bootstrap.trackers import choose_trackers
 from sf_llava.bootstrap.trainer import Trainer
 from sf_llava.bootstrap.validation import Validator
@@ -75,7 +75,6 @@ def _bootstrap(
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
     running = config.run
     teacher = load_teacher(running.teacher, dtype=dtype, device=accelerator.device)
-    refuse_alignment(config.objective.align, teacher)
     torch.manual_seed(running.seed)
     student = make_student(config.student, teacher, accelerator.device.type == "cpu")
     reused = config.student.reuse_weights

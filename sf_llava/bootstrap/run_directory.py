@@ -77,7 +77,10 @@ class RunDirectory:
         if wrong := [
             f"{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items() if name not in may_change
         ]:
-            raise ValueError(f"{self.path} holds a run with another configuration: {'; '.join(wrong)}")
+            raise ValueError(
+                f"{self.path} holds a run with another configuration: {'; '.join(wrong)}. Name another `output`, or "
+                "ask for what that run has"
+            )
         return changes
 
     def check_inputs(self, inputs: dict[str, str]) -> None:

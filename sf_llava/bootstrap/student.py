@@ -1,11 +1,14 @@
 """The student of a run: built around the teacher, or taken from an earlier run."""
 
-from collections.abc import Mapping
+import re
+
+import torch
 
 from sf_llava.bootstrap.config import StudentConfig
 from sf_llava.bootstrap.inherit import check_fits, check_head, inherit, resize, student_config
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
+from sf_llava.model.rois import initial_rois
 from sf_llava.teachers.base import Teacher
 
 
@@ -31,6 +34,8 @@ def make_student(config: StudentConfig, teacher: Teacher, on_cpu: bool) -> Spars
         for name in ("interpolation", "crop_fraction", "resize_mode"):  # encoders of before had none of them
             setattr(student.config, name, getattr(teacher.preprocessing, name))
         student.config.num_teacher_layers = teacher.num_hidden_layers
+    if config.elastic is not None:
+        make_elastic(student, config.elastic)
     # On CPUs the backward of fused attention is slower than plain products.
     student.set_attn_implementation(config.attention if config.attention != "auto" else "eager" if on_cpu else "sdpa")
     if config.gradient_checkpointing:
@@ -38,13 +43,20 @@ def make_student(config: StudentConfig, teacher: Teacher, on_cpu: bool) -> Spars
     return student
 
 
-def refuse_alignment(align: Mapping[str, float], teacher: Teacher) -> None:
-    """Refuse losses on tokens where there is no CLS, behind which they look for tokens.
+def make_elastic(student: SparseFormerModel, elastic: str) -> None:
+    """Let a student have any number of latents between two, ``LOWEST-HIGHEST``; all start on the balanced grid.
 
     Raises:
-        ValueError: there is such a loss, and the teacher has no CLS.
+        ValueError: another form, or the student's own number is not between them.
     """
-    if align and not teacher.use_cls:
+    found = re.fullmatch(r"(\d+)-(\d+)", elastic)
+    lowest, highest = map(int, found.groups()) if found else (1, 0)
+    count = student.config.num_latents
+    if not 1 <= lowest <= count <= highest:
         raise ValueError(
-            f"`align` {'+'.join(align)} compares the tokens behind CLS, and {teacher.name} has no CLS: leave it out"
+            f"`elastic` {elastic}: expected the lowest and highest number of latents, as 8-32, with the student's "
+            f"{count} between them"
         )
+    student.config.num_latents_range = [lowest, highest]
+    with torch.no_grad():
+        student.focusing.initial_rois.copy_(initial_rois(count))

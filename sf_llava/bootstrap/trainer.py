@@ -28,10 +28,14 @@ from sf_llava.bootstrap.schedule import learning_rate_factor, make_plan
 from sf_llava.bootstrap.teacher_cache import TeacherCache
 from sf_llava.bootstrap.validation import Validator, resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.sampler import generator_of
 from sf_llava.data.streaming import BootstrapStream
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.compiled import compile_frozen, pays
+
+LATENTS_KEY = 2**32
+"""Of the random numbers that decide how many latents a step has: no picture has this index."""
 
 
 class Trainer:
@@ -69,6 +73,7 @@ class Trainer:
         self.workers = images.choose_workers(running.workers, accelerator.num_processes)
         self.plan = make_plan(config, running, images.num_images, accelerator.num_processes)
         self.student_size = student.config.image_size
+        self.latents_range = student.config.num_latents_range
         check_memory(self.plan.micro_batch_size, max(self.student_size, teacher.image_size))
         groups = parameter_groups(student, config.lr, config.inherited_lr_scale, config.weight_decay, reused)
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
@@ -180,9 +185,17 @@ class Trainer:
         taught = self._teach(batch)
         pixels = resize_pixels(batch.pixel_values, self.student_size)
         key = (self.running.seed, self.step, micro_step, self.accelerator.process_index)
-        terms = self.objective(self.student, pixels, taught, batch, key)
+        terms = self.objective(self.student, pixels, taught, batch, key, self._draw_num_latents())
         self.accelerator.backward(terms.loss / self.plan.accumulation)
         return terms.scores / self.plan.accumulation
+
+    def _draw_num_latents(self) -> int | None:
+        """Draw the number of latents of this step, the same on all processes; None for a student of one number."""
+        if self.latents_range is None:
+            return None
+        lowest, highest = self.latents_range
+        generator = generator_of(self.running.seed, self.step, LATENTS_KEY)
+        return int(torch.randint(lowest, highest + 1, (), generator=generator))
 
     def _set_learning_rates(self) -> None:
         plan = self.plan

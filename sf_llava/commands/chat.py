@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sf_llava import cli
-from sf_llava.catalogue import QUICKSTART
+from sf_llava.catalogue import default_encoder
 from sf_llava.demo.memory import share_heaps
 from sf_llava.extras import require
 
@@ -120,12 +120,11 @@ def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
 
 
 def choose_mini(encoders: list[str]) -> tuple[list[str], str]:
-    """Take the quickstart's student unless encoders are named; say what the embedded LLaVA is."""
+    """Take the embedded default's student unless encoders are named; say what the embedded LLaVA is."""
     hint = "It is tiny and knows only drawn shapes, maps and charts, in the examples' words, one question at a time."
     if not encoders:
-        encoders = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
-    if not encoders:
-        hint += f" CLIP answers alone: no student in `{QUICKSTART}`; `make quickstart` trains one in minutes."
+        encoder, remark = default_encoder()
+        encoders, hint = [encoder], f"{hint} {remark[:1].upper()}{remark[1:]}".strip()
     return encoders, hint
 
 

@@ -16,14 +16,14 @@ import argparse
 from pathlib import Path
 
 from sf_llava import cli
-from sf_llava.catalogue import QUICKSTART
+from sf_llava.catalogue import QUICKSTART, default_encoder
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("format", choices=["onnx", "openvino"], help="of the file")
-    parser.add_argument("encoder", nargs="?", default=str(QUICKSTART), help="encoder or run directory (%(default)s)")
+    parser.add_argument("encoder", nargs="?", help=f"encoder or run directory ({QUICKSTART}, or the one that ships)")
     parser.add_argument("output", nargs="?", metavar="OUT", help="directory to write (default: runs/export-FORMAT)")
     parser.add_argument("--layer", type=int, metavar="N", help="give the latents of this hidden state; LLaVA reads -2")
     parser.add_argument(
@@ -49,6 +49,10 @@ def main(argv: list[str]) -> None:
     from sf_llava.export.run import export
 
     require_runtime(arguments.format, arguments.int8)
+    if arguments.encoder is None:
+        arguments.encoder, remark = default_encoder()
+        if remark:
+            print(remark)
     transformers.utils.logging.disable_progress_bar()
     print("exporting: one to three minutes", flush=True)
     record, difference = export(

@@ -27,7 +27,7 @@ import argparse
 from contextlib import nullcontext
 
 from sf_llava import cli
-from sf_llava.catalogue import QUICKSTART
+from sf_llava.catalogue import default_encoder
 from sf_llava.tuning.recipe import TRAINED, Recipe
 
 MINI = "mini"
@@ -60,7 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     cli.add_flags(parser, "output", "seed", "workers", output="runs/recover")
     arguments = cli.parse(parser, argv)
     if arguments.llava == MINI:
-        arguments.encoder = arguments.encoder or str(QUICKSTART)
+        arguments.encoder = arguments.encoder or default_encoder()[0]
         arguments.data = arguments.data or "mini:12800"
     if arguments.encoder is None or arguments.data is None:
         parser.error("name LLAVA, ENCODER and --data; without any of them the mini LLaVA is recovered")

@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     common = BootstrapConfig.of(
         **{name: getattr(arguments, name) for name in ("teacher", "data", "val_data", "classes", "steps", "lr")},
         **{name: getattr(arguments, name) for name in ("batch_size", "device", "dtype", "threads")},
+        align="none",
         warmup_steps=arguments.steps // 20,
         eval_every=arguments.steps,
     )

@@ -2,7 +2,8 @@
 
     sf-llava scienceqa
         the embedded default, offline: the mini LLaVA on 600 questions of the drawn world, with its own tower, with that
-        tower's tokens averaged 2 x 2, and with the student of make quickstart (run --data mini:6000 asks more)
+        tower's tokens averaged 2 x 2 and a random quarter of them, and with the student of make quickstart (run
+        --data mini:6000 asks more)
     sf-llava scienceqa run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
@@ -28,8 +29,9 @@ from sf_llava import cli
 from sf_llava.commands import scienceqa_run
 from sf_llava.scienceqa import CONTROLS
 
+LATENTS = cli.Number(int, 1, 2**16)
 TEMPERATURE = cli.Number(float, 0, 100)
-TOWERS = ("original", "pooled", "swapped")
+TOWERS = ("original", "pooled", "uniform", "random", "swapped")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -48,8 +50,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--towers",
         nargs="+",
         choices=TOWERS,
-        help="its own, its own with tokens averaged 2 x 2, the encoders (default: original, swapped with --encoder; "
-        "mini: all)",
+        help="its own; its own with a quarter of the tokens: averaged 2 x 2 (pooled), every second row and column "
+        "(uniform), drawn once (random); the encoders (default: original, swapped with --encoder; mini: all but "
+        "uniform)",
+    )
+    run.add_argument(
+        "--latents", type=LATENTS, nargs="+", metavar="N", help="of elastic encoders, one row each (their own)"
     )
     run.add_argument(
         "--positions-and-bias",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
-from sf_llava.catalogue import QUICKSTART
+from sf_llava.catalogue import default_encoder
 
 if TYPE_CHECKING:
     from sf_llava.llava.towers import Tower
@@ -145,15 +145,16 @@ def conclude(
 
 
 def choose_mini(arguments: argparse.Namespace) -> None:
-    """Fill in what the embedded default needs: its questions, and the quickstart's student if there is one."""
+    """Fill in what the embedded default needs: its questions and its student."""
     arguments.data = arguments.data or MINI
     arguments.batch_size = arguments.batch_size or 64
     if arguments.encoder is None and (arguments.towers is None or "swapped" in arguments.towers):
-        arguments.encoder = [str(QUICKSTART)] if (QUICKSTART / "encoder").is_dir() else []
-        if not arguments.encoder:
-            print(f"no student in {QUICKSTART}, so the original tower alone: make quickstart trains one in minutes")
+        encoder, remark = default_encoder()
+        arguments.encoder = [encoder]
+        if remark:
+            print(remark)
     if arguments.towers is None:
-        arguments.towers = ["original", "pooled", "swapped"] if arguments.encoder else ["original", "pooled"]
+        arguments.towers = ["original", "pooled", "random", "swapped"]
 
 
 def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":
@@ -172,10 +173,12 @@ def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":
         elif not encoders:
             raise ValueError("--towers swapped needs --encoder DIR")
         for encoder in encoders if kind == SWAPPED else []:
-            name = SWAPPED if len(encoders) == 1 else f"{SWAPPED}-{encoder.name or encoder.resolve().name}"
-            chosen.append((name, Tower(SWAPPED, encoder)))
-            if arguments.positions_and_bias:
-                chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, positions_and_bias=True)))
+            stem = SWAPPED if len(encoders) == 1 else f"{SWAPPED}-{encoder.name or encoder.resolve().name}"
+            for count in arguments.latents or [None]:
+                name = stem if count is None else f"{stem}-{count}"
+                chosen.append((name, Tower(SWAPPED, encoder, num_latents=count)))
+                if arguments.positions_and_bias:
+                    chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, True, count)))
     if arguments.positions_and_bias and not any(tower.positions_and_bias for _, tower in chosen):
         raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR, and no other --towers")
     rows: dict[str, str] = {}

@@ -1,14 +1,15 @@
 """What swapping the tower costs a LLaVA: the mini LLaVA on held-out questions through every tower, side by side.
 
     sf-llava swap-table
-        trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation) and with aligned tokens,
-        then asks 3,200 image questions through each: three to four hours of a core. What is done is read again, so
-        the same command resumes
-    sf-llava swap-table --latents 16 --seeds 1 --align set --questions 1000
-        a part of it, in minutes
+        trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation), with aligned tokens and
+        through the LLM, then asks 3,200 image questions through each: six to twelve hours of a core. What is done is
+        read again, so the same command resumes
+    sf-llava swap-table --latents 16 --seeds 1 --llm none --questions 1000
+        a part of it
 
-The kind of alignment is chosen on the validation questions. Expected: a table of accuracy on image questions, share
-kept and paired difference to the teacher (95 %), one by kind of question, the controls, results.json and a plot.
+Of several kinds of alignment from images alone one is chosen on the validation questions. Expected: a table of accuracy
+on image questions, share kept, paired difference to the teacher (95 %), pictures and seconds of training; one by kind
+of question, the controls, results.json and a plot.
 """
 
 import argparse
@@ -31,12 +32,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--align",
         nargs="+",
-        default=["set+readout", "set+llm+placed"],
+        default=["set+readout+position"],
         metavar="LOSSES",
-        help="candidates, as for sf-llava bootstrap --align (set+readout, set+llm+placed)",
+        help="candidates for the bootstrap from images alone, as for sf-llava bootstrap --align (set+readout+position)",
+    )
+    parser.add_argument(
+        "--llm",
+        default="set+llm+placed",
+        metavar="LOSSES",
+        help="losses of the continuation through the LLM; none: leave it out (%(default)s)",
     )
     parser.add_argument("--questions", type=QUESTIONS, default=6400, help="half of them have an image (%(default)s)")
-    parser.add_argument("--steps", type=cli.POSITIVE_INT, default=450, help="of the bootstrap (%(default)s)")
+    parser.add_argument("--steps", type=cli.POSITIVE_INT, help="of the bootstrap (the recipes': 46,080 pictures each)")
     parser.add_argument(
         "--continued-steps",
         type=cli.POSITIVE_INT,
@@ -72,10 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
     from sf_llava.experiments import swap_table
     from sf_llava.files import write_json
     from sf_llava.llava.loading import load_llava
-    from sf_llava.llava.towers import ORIGINAL, POOLED
+    from sf_llava.llava.reduction import REDUCERS
+    from sf_llava.llava.towers import ORIGINAL
     from sf_llava.report import environment
 
-    for align in arguments.align:
+    for align in (*arguments.align, arguments.llm):
         parse_alignment(align)  # an unknown name is an error now, not after an hour
     transformers.utils.logging.disable_progress_bar()
     device = choose_device(arguments.device)
@@ -94,20 +102,27 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = next(iter(validation))
     rows: list[dict[str, Any]] = [
         {"name": name, "short": short, "scores": [series.ask(tower)]}
-        for name, short, tower in (("teacher", "teacher", ORIGINAL), ("teacher, pooled 2 x 2", "pooled", POOLED))
+        for name, short, tower in (
+            ("teacher", "teacher", ORIGINAL),
+            *((f"teacher, a quarter of its tokens, {kind}", kind, kind) for kind in REDUCERS),
+        )
     ]
+    through_llm = [(f"{chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm)] if arguments.llm != "none" else []
     for count in arguments.latents:
-        for title, short, continued, align in (
-            ("bootstrapped (paper)", f"{count}", False, None),
-            ("+ continuation (paper)", f"{count} cont.", True, None),
-            (f"+ continuation, {chosen}", f"{count} aligned", True, chosen),
+        for title, short, align, continued in (
+            ("paper: bootstrap", "paper", "none", None),
+            ("paper: then continuation", "cont.", "none", "none"),
+            (f"images alone: {chosen}", "images", chosen, None),
+            (f"images alone: {chosen}, then continuation", "im. cont.", chosen, chosen),
+            *through_llm,
         ):
-            students = [swap_table.Student(count, seed, continued, align) for seed in range(arguments.seeds)]
+            students = [swap_table.Student(count, seed, align, continued) for seed in range(arguments.seeds)]
             for placed in (False, True):
-                name = f"{count} latents {title}" + ", placed" * placed
+                name = f"{count} latents, {title}" + ", placed" * placed
                 scores = [series.ask(student, placed=placed) for student in students]
-                rows.append({"name": name, "scores": scores} | ({} if placed else {"short": short}))
-    best = swap_table.Student(arguments.latents[0], 0, True, chosen)
+                row = {"name": name, "scores": scores, "budgets": [series.budget(student) for student in students]}
+                rows.append(row | ({} if placed else {"short": f"{count} {short}"}))
+    best = swap_table.Student(arguments.latents[0], 0, chosen)
     for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):
         for control in CONTROLS if tower == ORIGINAL else CONTROLS[1:]:
             rows.append({"name": f"{name}, {control}", "scores": [series.ask(tower, control=control)]})
@@ -144,9 +159,12 @@ def report(rows: list[dict[str, Any]], validation: dict[str, dict[str, Any]]) ->
         )
         each = " ".join(f"{100 * accuracy:.2f}" for accuracy in accuracies)
         kept = "-" if row["kept"] is None else f"{row['kept']:.1%}"
-        body.append([row["name"], each, kept, "" if row is rows[0] else differences])
+        budget = row["budgets"][0] if "budgets" in row else None
+        costs = [f"{budget['pictures']:,.0f}", f"{budget['seconds']:,.0f}"] if budget else ["", ""]
+        body.append([row["name"], each, kept, "" if row is rows[0] else differences, *costs])
     title = f"mini LLaVA, {teacher['image_total']:,} held-out image questions, accuracy in %; LLM and projector frozen"
-    print_table(title, ["tower", "each seed", "kept", "points from the teacher (95 %, paired), each seed"], body)
+    header = ["tower", "each seed", "kept", "points from the teacher (95 %, paired), each seed", "pictures", "seconds"]
+    print_table(title, header, body)
     print_kinds({row["short"]: row["scores"][0] for row in rows if "short" in row})
 
 

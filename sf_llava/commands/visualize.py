@@ -6,14 +6,17 @@
         the same for your images
 
 Expected: the names of focus.png (input, RoIs of the first, third and last iteration, sampling points), iterations.png
-(RoIs of every iteration with the way of their centres) and heat.png (sampling mass, attention), and how far RoIs move.
+(RoIs of every iteration with the way of their centres), heat.png (sampling mass, attention) and, for a run that aligned
+tokens by position, places.png (whose token says what is at each place); and how far RoIs move.
 """
 
 import argparse
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sf_llava import cli
+from sf_llava.catalogue import default_encoder
 
 NUM_IMAGES = cli.Number(int, 1, 64)
 SEED = cli.Number(int, 0, 10**6)
@@ -21,6 +24,8 @@ SEED = cli.Number(int, 0, 10**6)
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+    from sf_llava.model import SparseFormerOutput
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -63,6 +68,27 @@ def describe_movement(rois: "Tensor") -> str:
     )
 
 
+def read_places(path: str, output: "SparseFormerOutput") -> "Tensor | None":
+    """Give the weights (B, M, N) of the latents at the places of the teacher's grid; None where no run knows them.
+
+    Args:
+        path: of the run, whose checkpoint holds the statistics of the teacher's tokens.
+        output: of the encoder, with hidden states.
+    """
+    from sf_llava.bootstrap.objectives.objective import Seen
+    from sf_llava.bootstrap.objectives.statistics import FILE, TokenStatistics
+    from sf_llava.bootstrap.run_directory import RunDirectory
+    from sf_llava.files import read_json_object
+
+    run = RunDirectory(str(Path(path).parent if Path(path).name == "encoder" else path))
+    kept = [checkpoint for checkpoint in run.checkpoint_paths() if (checkpoint / FILE).is_file()]
+    if not kept:
+        return None
+    layer = read_json_object(run.config_path)["align_layer"]
+    statistics = TokenStatistics.load(kept[0], output.hidden_states[layer].device)
+    return statistics.weigh_by_place(statistics.standardise(Seen.by_student(output, layer).places))
+
+
 def main(argv: list[str]) -> None:
     """Parse, run the encoder, draw."""
     arguments = parse(argv)
@@ -76,12 +102,17 @@ def main(argv: list[str]) -> None:
     from sf_llava import visualize
     from sf_llava.data.transforms import Preprocessing
     from sf_llava.devices import choose_device
-    from sf_llava.measure.setup import ENCODER, teacher_of
+    from sf_llava.measure.setup import teacher_of
     from sf_llava.model.loading import load_encoder
     from sf_llava.teachers import load_teacher
     from sf_llava.teachers.attention import cls_attention, pooling_attention
 
-    path = arguments.encoder or ENCODER
+    path, teacher_name = arguments.encoder, arguments.teacher
+    if path is None:
+        path, remark = default_encoder()
+        teacher_name = teacher_name or "mini"
+        if remark:
+            print(remark)
     device = choose_device(arguments.device)
     encoder = load_encoder(path, device=device)
     config = encoder.config
@@ -98,7 +129,7 @@ def main(argv: list[str]) -> None:
         else:
             student_attention = pooling_attention(output.last_hidden_state, encoder.state_dict(), *shape)
         teacher_attention = None
-        if teacher_name := arguments.teacher or teacher_of(path):
+        if teacher_name := teacher_name or teacher_of(path):
             teacher = load_teacher(teacher_name, device=device)
             seen = torch.stack([teacher.preprocessing(view) for view in views]).to(device)
             last = teacher.num_hidden_layers - 1
@@ -114,6 +145,8 @@ def main(argv: list[str]) -> None:
         "iterations": visualize.iteration_sheet(views, output.rois),
         "heat": visualize.heat_sheet(views, output.sampling_points, student_attention, teacher_attention),
     }
+    if (weights := read_places(path, output)) is not None:
+        sheets["places"] = visualize.places_sheet(views, output.rois, weights)
     for name, picture in sheets.items():
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")

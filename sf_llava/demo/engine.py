@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from sf_llava.configuration import SparseFormerConfig
 from sf_llava.demo.conversation import CLIP, SPARSEFORMER, Answer, Turn, as_messages, check_length, without_oldest
 from sf_llava.demo.uploads import Picture, RefusedError
 from sf_llava.llava.host import embed_prompts, new_cache
@@ -55,13 +56,25 @@ class Sampling:
     max_new_tokens: int = 128
 
 
+def offered_latents(config: SparseFormerConfig) -> list[int]:
+    """Say with which numbers of latents an encoder can be asked: its own first; an elastic one's from lowest to
+    highest, doubled each time."""
+    own = config.num_latents
+    lowest, highest = config.num_latents_range or (own, own)
+    ladder = [lowest]
+    while ladder[-1] < highest:
+        ladder.append(min(2 * ladder[-1], highest))
+    return [own, *(count for count in ladder if count != own)]
+
+
 class Engine:
     """Answers questions about pictures through either tower.
 
     Args:
         model: a loaded LLaVA in eval mode.
         processor: its processor, with a chat template.
-        encoders: SparseFormers of different numbers of latents, or where they lie; none for CLIP alone.
+        encoders: SparseFormers of different numbers of latents, or where they lie; none for CLIP alone. An elastic one
+            can be asked with several numbers.
 
     Raises:
         ValueError: an encoder does not fit this LLaVA, or two have as many latents.
@@ -81,10 +94,10 @@ class Engine:
         for encoder in encoders:
             if isinstance(encoder, (str, Path)):
                 encoder = load_encoder(encoder, dtype=projector.dtype)
-            latents = encoder.config.num_latents
-            if latents in self.encoders:
-                raise ValueError(f"two encoders have {latents} latents: name one for every number to choose from")
-            self.encoders[latents] = encoder
+            for latents in offered_latents(encoder.config):
+                if latents in self.encoders:
+                    raise ValueError(f"two encoders have {latents} latents: name one for every number to choose from")
+                self.encoders[latents] = encoder.with_num_latents(latents)
         self.device, self.dtype = projector.device, projector.dtype
         self.context = model.config.text_config.max_position_embeddings
         self.towers = [SPARSEFORMER, CLIP] if self.encoders else [CLIP]

@@ -1,4 +1,4 @@
-"""What a swap costs the mini LLaVA: students bootstrapped, continued and aligned, all asked the same questions.
+"""What a swap costs the mini LLaVA: students bootstrapped and continued under several losses, asked the same questions.
 
 Every student's run and every set of answers has a directory of its own, so a killed series continues.
 """
@@ -32,20 +32,20 @@ class Student:
     Attributes:
         num_latents: N.
         seed: of its bootstrap.
-        continued: with the ScienceQA continuation.
-        align: ``align`` of the continuation, None for the paper's loss alone.
+        align: ``align`` of the bootstrap; ``none`` for the paper's loss alone.
+        continued: the same of the ScienceQA continuation; None for none.
     """
 
     num_latents: int
     seed: int
-    continued: bool = False
-    align: str | None = None
+    align: str = "none"
+    continued: str | None = None
 
     @property
     def key(self) -> str:
         """Name of its run directory."""
-        how = self.align or "cosine" if self.continued else "bootstrapped"
-        return f"{self.num_latents}-seed{self.seed}-{how.replace('=', '')}"
+        stages = (align.replace("=", "") for align in (self.align, self.continued) if align is not None)
+        return f"{self.num_latents}-seed{self.seed}-{'-then-'.join(stages)}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class SwapSeries:
 
     Attributes:
         common: numbers that every bootstrap shares (device, dtype, threads).
-        steps: of the bootstrap; None for the recipe's.
+        steps: of the bootstrap; None for the recipe's: with and without alignment these are equally many pictures.
         continued_steps: of the continuation; None for the recipe's, which has more where a LLM is asked.
         output: directory of all runs and answers.
         llava: name of the LLaVA, which alignment with its LLM loads.
@@ -82,15 +82,24 @@ class SwapSeries:
 
     def stages(self, student: Student) -> list[BootstrapConfig]:
         """The runs that make a student, in order."""
-        first = replace(student, continued=False, align=None)
+        first = replace(student, continued=None)
         config = self.common.but(num_latents=student.num_latents, seed=student.seed, resume=True)
-        stages = [config.but(stage="mini", steps=self.steps, output=self._run(first))]
-        if student.continued:
-            stage: dict[str, Any] = dict(stage="scienceqa", steps=self.continued_steps, align=student.align)
-            if asks_llm(parse_alignment(student.align or "none")):
+        stages = [config.but(stage="mini", steps=self.steps, align=student.align, output=self._run(first))]
+        if student.continued is not None:
+            stage: dict[str, Any] = dict(stage="scienceqa", steps=self.continued_steps, align=student.continued)
+            if asks_llm(parse_alignment(student.continued)):
                 stage["llava"] = self.llava
             stages.append(config.but(init_from=self._run(first), output=self._run(student), **stage))
         return stages
+
+    def budget(self, student: Student) -> dict[str, float]:
+        """Sum up ``pictures`` (those of questions too), and ``seconds`` of training as measured, over its stages."""
+        sums = {"pictures": 0.0, "seconds": 0.0}
+        for stage in self.stages(student):
+            asked = stage.optimiser.llm_batch_size if asks_llm(stage.objective.align) else 0
+            sums["pictures"] += (stage.optimiser.steps or 0) * (stage.optimiser.batch_size + asked)
+            sums["seconds"] += files.read_json_object(Path(stage.run.output) / "results.json")["seconds"]
+        return sums
 
     def _run(self, student: Student) -> str:
         return str(self.output / "students" / student.key)
@@ -101,7 +110,7 @@ class SwapSeries:
         """Score a tower on the image questions of a split, or read what an earlier call measured.
 
         Args:
-            student: a student, ``ORIGINAL`` or ``POOLED``.
+            student: a student, or a kind of tower without an encoder.
             split: ``validation`` or ``test``.
             placed: with positions and bias.
             control: ``blind``, ``shuffled``, ``grey`` or None.
@@ -155,7 +164,7 @@ class SwapSeries:
         """Score the candidates for ``align`` on the validation split, by name; the best one comes first."""
         if len(candidates) == 1:
             return {candidates[0]: {}}
-        scores = {align: self.ask(Student(num_latents, seed, True, align), "validation") for align in candidates}
+        scores = {align: self.ask(Student(num_latents, seed, align), "validation") for align in candidates}
         return dict(sorted(scores.items(), key=lambda item: -item[1]["image_accuracy"]))
 
     @cached_property

@@ -84,7 +84,10 @@ class Swap:
 
 
 def swap(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, encoder: SparseFormerModel | str | Path
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    encoder: SparseFormerModel | str | Path,
+    num_latents: int | None = None,
 ) -> Swap:
     """Replace the vision tower of ``model`` by ``encoder`` and tell ``processor`` the new size and token count.
 
@@ -94,6 +97,7 @@ def swap(
         processor: its processor.
         encoder: a SparseFormer, or the directory of one or of its run. It is moved to the projector's device; one of
             another dtype than the projector computes in stays as it is, and a copy takes the tower's place.
+        num_latents: N, for an elastic encoder; default: its own.
 
     Returns:
         The record that :func:`restore` takes.
@@ -105,6 +109,8 @@ def swap(
     model = find_llava(model, to_change=True)
     interface = find_interface(model)
     encoder = _fetch_encoder(encoder, interface.dtype)
+    if num_latents is not None:
+        encoder = encoder.with_num_latents(num_latents)
     check_fit(encoder, model.config, interface.width)
     images = fit_image_processor(processor, encoder.config)
     encoder = _cast(encoder, interface.dtype)
@@ -142,7 +148,10 @@ def swap(
 
 @contextmanager
 def swapped(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, encoder: SparseFormerModel | str | Path
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    encoder: SparseFormerModel | str | Path,
+    num_latents: int | None = None,
 ) -> Iterator[Swap]:
     """Look through ``encoder`` while the context is open; arguments and errors as of :func:`swap`.
 
@@ -151,7 +160,7 @@ def swapped(
     Returns:
         Yields the record of the swap: ``encoder`` is the tower in place, ``num_patches`` are those of the other.
     """
-    record = swap(model, processor, encoder)
+    record = swap(model, processor, encoder, num_latents)
     try:
         yield record
     finally:

@@ -9,11 +9,13 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.llava.host import find_llava
-from sf_llava.llava.pooling import pooled
+from sf_llava.llava.reduction import REDUCERS, reduced
 from sf_llava.llava.swapping import swapped
 from sf_llava.llava.tokens import complete_processor, count_patches
 
 ORIGINAL, POOLED, SWAPPED = "original", "pooled", "swapped"
+KINDS = (ORIGINAL, *REDUCERS, SWAPPED)
+"""Of towers: its own, its own with a quarter of the tokens (see reduction.py), a SparseFormer."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,21 @@ class Tower:
     """A tower to ask a LLaVA through.
 
     Attributes:
-        kind: ``ORIGINAL``, ``POOLED`` (averaged over 2 x 2 patches) or ``SWAPPED``.
+        kind: one of ``KINDS``.
         encoder: where a ``SWAPPED`` tower lies: the directory of an encoder or of its run.
         positions_and_bias: whether the LLM reads a ``SWAPPED`` tower's latents by RoI centre and with the
             attention bias.
+        num_latents: N of a ``SWAPPED`` tower that is elastic; None for its own.
     """
 
     kind: str
     encoder: Path | None = None
     positions_and_bias: bool = False
+    num_latents: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (ORIGINAL, POOLED, SWAPPED):
-            raise ValueError(f"unknown tower {self.kind!r}; known: {ORIGINAL}, {POOLED}, {SWAPPED}")
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown tower {self.kind!r}; known: {', '.join(KINDS)}")
         if (self.encoder is None) == (self.kind == SWAPPED) or (self.positions_and_bias and self.kind != SWAPPED):
             raise ValueError(
                 f"an encoder is for a {SWAPPED} tower, which needs one, and positions_and_bias for that tower alone"
@@ -54,7 +58,7 @@ def tower_in_place(
     Args:
         model: a LLaVA with its own tower.
         processor: its processor; what an old one lacks is filled in.
-        tower: a tower, or for short ``ORIGINAL``, ``POOLED``, or the directory of an encoder or its run.
+        tower: a tower, or for short a kind of one, or the directory of an encoder or its run.
 
     Returns:
         Yields M, the patches of the model's own tower; None where that is a SparseFormer.
@@ -63,7 +67,7 @@ def tower_in_place(
         ValueError: an encoder that does not fit, or a model whose own tower is a SparseFormer already.
     """
     if not isinstance(tower, Tower):
-        tower = Tower(tower) if tower in (ORIGINAL, POOLED) else Tower(SWAPPED, Path(tower))
+        tower = Tower(tower) if tower in (ORIGINAL, *REDUCERS) else Tower(SWAPPED, Path(tower))
     model = find_llava(model)
     if isinstance(model.config.vision_config, SparseFormerConfig):
         if tower.kind != ORIGINAL:
@@ -75,10 +79,10 @@ def tower_in_place(
     if tower.kind == ORIGINAL:
         complete_processor(model, processor)
         yield num_patches
-    elif tower.kind == POOLED:
-        with pooled(model, processor):
+    elif tower.kind in REDUCERS:
+        with reduced(model, processor, tower.kind):
             yield num_patches
     else:
         assert tower.encoder is not None, "a swapped tower has an encoder"
-        with swapped(model, processor, tower.encoder):
+        with swapped(model, processor, tower.encoder, tower.num_latents):
             yield num_patches

@@ -1,27 +1,25 @@
 """What every evaluator starts with: which student, which teacher."""
 
-from pathlib import Path
-
 import torch
 
-from sf_llava.catalogue import QUICKSTART
+from sf_llava.catalogue import default_encoder
 from sf_llava.files import read_json
 from sf_llava.measure.encoders import Candidate, student_candidate, teacher_candidate
 from sf_llava.model.loading import find_encoder, load_encoder
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
 
-ENCODER = str(QUICKSTART / "encoder")
-
 
 def choose_models(encoder: str | None, teacher: str | None) -> tuple[str | None, str]:
-    """Fill in what was not asked for: the quickstart's student where it exists, and the teacher its run names.
+    """Fill in what was not asked for: the embedded default's student, and the teacher that its run names.
 
     Returns:
-        Encoder directory (None: the teacher alone) and the teacher's name.
+        Directory of an encoder or its run (None: the teacher alone) and the teacher's name.
     """
-    if encoder is None and teacher in (None, "mini") and (Path(ENCODER) / "config.json").is_file():
-        encoder = ENCODER
+    if encoder is None and teacher in (None, "mini"):
+        encoder, remark = default_encoder()
+        if remark:
+            print(remark)
     if encoder is not None and teacher is None:
         teacher = teacher_of(encoder)
     return encoder, teacher or "mini"

@@ -20,8 +20,8 @@ NUM_LABELLED_FOR_TRAINING = 12_800
 EXAMPLES = ((12, "relation"), (4, "extreme"), (18, "marker"), (38, "arrow"))  # pictures for testing, kinds
 
 
-def register(clip: Path, llava: Path) -> None:
-    """Register the drawn world, the small CLIP and the small LLaVA in the given directories."""
+def register(clip: Path, llava: Path, student: Path) -> None:
+    """Register the drawn world, and the small CLIP, LLaVA and student in the given directories."""
     catalogue.IMAGES.register("mini", open_images, USAGE)
     catalogue.IMAGES.register("mini-test", open_test_images)
     catalogue.LABELLED.register("mini", open_labelled, USAGE)
@@ -36,6 +36,7 @@ def register(clip: Path, llava: Path) -> None:
     catalogue.CLASSES.register("mini", open_classes, "mini")
     catalogue.TEACHERS.register("mini", lambda: f"transformers:{made(clip, 'teacher', 'clip')}", "mini")
     catalogue.LLAVAS.register("mini", lambda: made(llava, "LLaVA", "llava"), "mini")
+    catalogue.ENCODERS.register("mini", lambda: made(student, "student", "student"))
 
 
 def open_images(where: str) -> "ImageSource":

@@ -14,7 +14,7 @@ from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model.cortex import TransformerBlock
 from sf_llava.model.mixing import AdaptiveMixing
 from sf_llava.model.precision import KeepsFloat32, ShardedLayerNorm, ShardedLinear, empty_float32
-from sf_llava.model.rois import adjust_rois, encode_positions
+from sf_llava.model.rois import adjust_rois, encode_positions, initial_rois
 from sf_llava.ops import prepare_map
 from sf_llava.ops.geometry import to_geometry
 
@@ -92,12 +92,15 @@ class FocusingTransformer(KeepsFloat32):
         self.transition = ShardedLinear(width, config.hidden_size)
         self.last_sampling = SamplingBlock(config, config.hidden_size)
 
-    def forward(self, features: Tensor) -> Focus:
-        """Focus on features (B, H, W, C)."""
+    def forward(self, features: Tensor, num_latents: int | None = None) -> Focus:
+        """Focus on features (B, H, W, C), with ``num_latents`` that start on the balanced grid where they are named."""
         dtype = self.block.roi_norm.weight.dtype
         # All images start alike. So do all latents, but products with a single row depend on where its factors lie in
         # memory: the bits of a model would be others when it is loaded again.
-        rois = to_geometry(self.initial_rois)[None]  # [1, N, 4]
+        start = self.initial_rois
+        if num_latents not in (None, len(start)):
+            start = initial_rois(num_latents).to(start.device)
+        rois = to_geometry(start)[None]  # [1, N, 4]
         tokens = self.latent_embedding.to(dtype).expand(1, rois.shape[1], -1)
         features = prepare_map(features)
         history = [rois.expand(features.shape[0], -1, -1)]

@@ -6,6 +6,7 @@ Letters: B images, S pixels, N latents, T tokens (CLS first where there is one, 
 I iterations, P points.
 """
 
+import copy
 import difflib
 import itertools
 import math
@@ -29,7 +30,7 @@ from sf_llava.model.pooling import AttentionPooling
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import place_points
 
-OPTIONS = ("output_hidden_states", "output_sampling_points", "return_dict")
+OPTIONS = ("num_latents", "output_hidden_states", "output_sampling_points", "return_dict")
 HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
 """Of ``save_pretrained``: where a model goes its image processor goes too."""
 MISSPELT = 0.78
@@ -114,6 +115,7 @@ class SparseFormerModel(PreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_sampling_points: bool = False,
         return_dict: bool | None = None,
+        num_latents: int | None = None,
         **kwargs: Any,
     ) -> SparseFormerOutput | tuple:
         """Read images.
@@ -125,13 +127,17 @@ class SparseFormerModel(PreTrainedModel):
                 then nothing that needs them is returned. Default: the configuration's.
             output_sampling_points: return the points of the last sampling.
             return_dict: a tuple comes back where this is False. Default: the configuration's.
+            num_latents: N of this call, for an elastic encoder; one that is not the configuration's starts on the
+                balanced grid. Default: the configuration's.
             kwargs: what hosts hand down to every part of a model (transformers' ``TransformersKwargs``: the number of
                 items in the batch, ``output_attentions`` for their own layers, ...), ignored.
 
         Raises:
             TypeError: a keyword that is one of these options misspelt.
-            ValueError: a layer that the cortex does not have.
+            ValueError: a layer that the cortex does not have, or a number of latents that was not trained.
         """
+        if num_latents is not None:
+            self.config.check_num_latents(num_latents)
         if kwargs and not torch.compiler.is_compiling():
             _refuse_misspelt(kwargs)
         if output_hidden_states is None:
@@ -140,7 +146,7 @@ class SparseFormerModel(PreTrainedModel):
             return_dict = self.config.return_dict
         layers = _layers_to_keep(output_hidden_states, len(self.cortex))
         features = self.early_conv(pixel_values.to(self.early_conv.conv.weight.dtype))
-        focus = self.focusing(features)
+        focus = self.focusing(features, num_latents)
         starting_tokens = focus.latents
         if self.config.use_cls:
             starting_tokens = torch.cat([self.cls_token.expand(features.shape[0], 1, -1), starting_tokens], dim=1)
@@ -180,6 +186,22 @@ class SparseFormerModel(PreTrainedModel):
     def _pool(self, tokens: Tensor) -> Tensor:
         """Make one vector (B, D) of the last block's tokens."""
         return self.norm(tokens[:, 0]) if self.config.use_cls else self.pool(self.norm(tokens))
+
+    def with_num_latents(self, num_latents: int) -> "SparseFormerModel":
+        """Give an elastic encoder with another number of latents in its configuration; both share their weights.
+
+        Raises:
+            ValueError: a number that was not trained.
+        """
+        self.config.check_num_latents(num_latents)
+        if num_latents == self.config.num_latents:
+            return self
+        other = copy.deepcopy(self, {id(shared): shared for shared in (*self.parameters(), *self.buffers())})
+        start = self.focusing.initial_rois
+        rois = initial_rois(num_latents).to(start.device)
+        other.focusing.initial_rois = nn.Parameter(rois, requires_grad=start.requires_grad)
+        other.config.num_latents = num_latents
+        return other
 
     def get_input_embeddings(self) -> EarlyConvolution:
         """Give what embeds the input: adapters ask its output for gradients, which checkpointed layers need."""

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,11 @@ from tiny import run_settings, save_world
 
 from sf_llava.bootstrap.align import parse_alignment
 from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.objectives.statistics import FILE, RIDGE, TokenStatistics, measure_tokens, place_directions
 from sf_llava.bootstrap.objectives.tokens import (
     NUM_QUERIES,
-    STATISTICS_FILE,
-    TokenObjective,
     draw_queries,
-    measure_tokens,
+    position_loss,
     readout_loss,
     set_loss,
 )
@@ -91,11 +91,63 @@ def test_the_readout_loss_is_what_its_formula_says():
     assert readout_loss(student, teacher, queries).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_both_losses_vanish_when_the_student_has_the_teachers_tokens_in_another_order():
+def place_statistics(num_places: int, width: int, num_directions: int) -> TokenStatistics:
+    return TokenStatistics(
+        mean=torch.zeros(width),
+        std=torch.ones(width),
+        places=tokens(num_places, width, seed=3),
+        directions=tokens(width, num_directions, seed=4),
+        told=torch.tensor(1.0),
+    )
+
+
+def test_the_position_loss_is_what_its_formula_says():
+    student, teacher, statistics = tokens(2, 3, 5), tokens(2, 6, 5, seed=1), place_statistics(6, 5, 4)
+
+    def read(place, rows):
+        codes = [
+            [sum((x - p) * w for x, p, w in zip(row, place, direction, strict=True)) for direction in directions]
+            for row in rows
+        ]
+        weights = softmax([-sum(value**2 for value in code) / 2 for code in codes])
+        return [sum(w * row[channel] for w, row in zip(weights, rows, strict=True)) for channel in range(5)]
+
+    directions, expected = statistics.directions.T.tolist(), 0.0
+    for a, b in zip(student.tolist(), teacher.tolist(), strict=True):
+        mean = [sum(channel) / 6 for channel in zip(*b, strict=True)]
+        norms = [math.dist(token, mean) for token in b]
+        for norm, place in zip(norms, statistics.places.tolist(), strict=True):
+            squares = [(x - y) ** 2 for x, y in zip(read(place, a), read(place, b), strict=True)]
+            expected += norm / sum(norms) * sum(squares) / 5 / 2
+    assert position_loss(student, teacher, statistics).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_place_directions_separate_places_and_are_measured_in_deviations_of_one_place():
+    between = torch.diag(torch.tensor([4.0, 0.0, 1.0], dtype=torch.float64))
+    within = torch.diag(torch.tensor([100.0, 1.0, 0.01], dtype=torch.float64)) - RIDGE * torch.eye(3)
+    found = place_directions(between, within.double())
+    ratios = (found.T @ between @ found).diagonal()  # of the places' variance to that of tokens of one place
+    torch.testing.assert_close(ratios, torch.tensor([0.0, 0.04, 50.0], dtype=torch.float64), atol=1e-9, rtol=1e-9)
+    spread = found.T @ (within.double() + RIDGE * torch.eye(3)) @ found
+    assert spread[1, 1].item() == pytest.approx(1) and found[:, 2].abs().argmax() == 2
+
+
+def test_a_teacher_whose_tokens_carry_no_place_is_refused(world):
+    teacher = load_teacher(str(world / "clip"))
+    images = BootstrapImages(open_images(f"folder:{world / 'images'}"), BootstrapTransform(teacher.preprocessing), 0)
+    statistics = measure_tokens(teacher, images, -2)
+    statistics.require_places()
+    assert statistics.told > 0.5 and statistics.places.shape == (teacher.num_patches, 32)
+    with pytest.raises(ValueError, match=r"tell 7.0% of their \d+ places .by chance \d.*align with set and readout"):
+        replace(statistics, told=torch.tensor(0.07)).require_places()
+
+
+def test_all_losses_vanish_when_the_student_has_the_teachers_tokens_in_another_order():
     teacher = 4 * tokens(2, 9, 16)  # far apart
     student = teacher[:, torch.randperm(9, generator=torch.Generator().manual_seed(0))]
     assert set_loss(student, teacher) < 1e-6
     assert readout_loss(student, teacher, draw_queries(teacher, generator_of(0))) < 1e-20
+    assert position_loss(student, teacher, place_statistics(9, 16, 4)) < 1e-20
 
 
 def test_gradients_of_the_losses_leave_the_soft_matches_alone():
@@ -122,10 +174,9 @@ def test_queries_are_tokens_of_other_images_and_a_function_of_the_key():
 def test_tokens_are_standardised_by_the_teachers_own_statistics(world):
     teacher = load_teacher(str(world / "clip"))
     images = BootstrapImages(open_images(f"folder:{world / 'images'}"), BootstrapTransform(teacher.preprocessing), 0)
-    mean, std = measure_tokens(teacher, images, -2)
     pixels = images.pixel_values(range(60))
     patches = teacher.tokens(pixels, -2)[:, 1:]
-    standard = TokenObjective({}, mean, std).standardise(patches).flatten(0, 1)
+    standard = measure_tokens(teacher, images, -2).standardise(patches).flatten(0, 1)
     torch.testing.assert_close(standard.mean(dim=0), torch.zeros(32), atol=1e-5, rtol=0)
     torch.testing.assert_close(standard.std(dim=0, correction=0), torch.ones(32), atol=1e-4, rtol=0)
 
@@ -137,17 +188,18 @@ def test_one_pass_of_the_teacher_gives_embeddings_and_tokens(world):
         assert torch.equal(embeds, teacher(pixels)) and torch.equal(hidden, teacher.tokens(pixels, layer))
 
 
-def test_a_run_in_the_mini_world_lowers_both_losses(tmp_path, monkeypatch):
+def test_a_run_in_the_mini_world_lowers_all_losses(tmp_path, monkeypatch):
     monkeypatch.setattr("sf_llava.bootstrap.run.measure_zero_shot", lambda *arguments: None)  # on 2,560 pictures
     changes = dict(teacher=str(MINI_CLIP_DIR), data="mini", steps=30, warmup_steps=0, batch_size=16, lr=2e-3)
-    bootstrap(BootstrapConfig.of(**settings(Path(), tmp_path, align="set+readout", **changes)))
+    bootstrap(BootstrapConfig.of(**settings(Path(), tmp_path, align="set+readout+position", **changes)))
     lines = [line for line in read_log(tmp_path) if "set" in line]
-    for name in ("set", "readout"):
+    for name in ("set", "readout", "position"):
         assert lines[-1][name] < 0.8 * lines[0][name]
     first = lines[0]
-    assert first["loss"] == pytest.approx(1 - first["cosine"] + 0.3 * first["set"] + first["readout"], abs=1e-4)
+    tokens = 0.3 * first["set"] + first["readout"] + first["position"]
+    assert first["loss"] == pytest.approx(1 - first["cosine"] + tokens, abs=1e-4)
     card = (tmp_path / "encoder" / "README.md").read_text()
-    assert "| alignment of tokens | `set=0.3+readout=1` on hidden states -2 |" in card
+    assert "| alignment of tokens | `set=0.3+readout=1+position=1` on hidden states -2 |" in card
 
 
 def test_none_is_the_run_without_alignment_and_asks_for_no_tokens(world, tmp_path, monkeypatch):
@@ -168,7 +220,7 @@ def test_none_is_the_run_without_alignment_and_asks_for_no_tokens(world, tmp_pat
 
 
 def test_an_aligned_run_resumes_to_the_bit_with_the_statistics_of_its_checkpoint(world, tmp_path):
-    common = dict(align="readout+set=0.5", keep_checkpoints=9)
+    common = dict(align="readout+set=0.5+position", keep_checkpoints=9)
     bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "whole", **common)))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for path in sorted((tmp_path / "cut" / "checkpoints").iterdir())[2:]:
@@ -178,7 +230,7 @@ def test_an_aligned_run_resumes_to_the_bit_with_the_statistics_of_its_checkpoint
     bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "cut", resume=True, **common)))
     for name in ("log.jsonl", "encoder/model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    statistics = tmp_path / "other" / "checkpoints" / "step-0000004" / STATISTICS_FILE
+    statistics = tmp_path / "other" / "checkpoints" / "step-0000004" / FILE
     save_file({name: 2 * value for name, value in load_file(statistics).items()}, statistics)
     write_digests(statistics.parent)
     bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "other", resume=True, **common)))

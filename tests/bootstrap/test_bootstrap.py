@@ -154,6 +154,16 @@ def test_recipes_hold_the_papers_numbers():
     assert (config.steps, config.flip, config.crop_scale_min) == (1000, 0, 1)
 
 
+def test_tokens_are_aligned_from_images_alone_by_default_and_none_is_the_papers_loss():
+    aligned, paper = flat(), flat(align="none")
+    assert (aligned.align, paper.align) == ("set=0.3+readout=1+position=1", None)
+    assert aligned.steps * aligned.batch_size == paper.steps * paper.batch_size  # as many pictures
+    assert (paper.num_tunable, paper.inherited_lr_scale) == (None, 0.1)
+    real = flat(teacher="open_clip:x/y", data="folder:x")
+    assert (real.align, real.num_tunable, real.inherited_lr_scale) == (aligned.align, None, 0.1)
+    assert (aligned.num_tunable, flat(num_truncated=5).num_tunable) == (3, None)
+
+
 def test_a_users_number_wins_over_the_recipe():
     config = flat(teacher="open_clip:x/y", data="folder:x", epochs=3, lr=1e-3)
     assert (config.epochs, config.steps, config.lr) == (3, None, 1e-3)
@@ -174,14 +184,14 @@ FIELDS = {
     *("stage", "teacher", "output", "resume", "seed", "device", "dtype", "workers", "threads"),
     *("log_every", "trackers", "eval_every", "save_every", "keep_checkpoints", "teacher_cache"),
     *("data", "val_data", "classes", "val_images", "flip", "crop_scale_min", "crop_ratio_max"),
-    *("init_from", "num_latents", "image_size", "num_truncated", "num_tunable", "reuse_weights"),
+    *("init_from", "num_latents", "elastic", "image_size", "num_truncated", "num_tunable", "reuse_weights"),
     *("gradient_checkpointing", "attention"),
     *("loss", "temperature", "class_loss_weight", "align", "align_layer", "llava", "questions"),
     *("epochs", "steps", "warmup_epochs", "warmup_steps", "batch_size", "micro_batch_size", "llm_batch_size"),
     *("lr", "inherited_lr_scale", "weight_decay", "beta1", "beta2", "clip_norm"),
 }
-"""What ``config.json`` has held since version 0.1, and trackers and teacher_cache, which may differ: with other names,
-an earlier run could not be resumed."""
+"""What ``config.json`` has held since version 0.1, trackers and teacher_cache, which may differ, and elastic, None in
+all earlier runs: with other names, an earlier run could not be resumed."""
 
 
 def test_the_configuration_of_a_run_is_flat_and_that_of_earlier_versions():

@@ -1,5 +1,6 @@
 """Students of other families than CLIP: SigLIP's without CLS, DINOv2's without texts."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,16 @@ from safetensors.torch import load_file
 from tiny import run_settings, save_images
 from tiny_families import save_dinov2_with_registers, save_siglip, save_siglip_vision
 
-from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.config import BootstrapConfig, StudentConfig
 from sf_llava.bootstrap.inherit import check_fits, check_head, inherit, resize, set_trainable, student_config
+from sf_llava.bootstrap.objectives.objective import Seen
+from sf_llava.bootstrap.objectives.statistics import measure_tokens
 from sf_llava.bootstrap.run import bootstrap
+from sf_llava.bootstrap.student import make_student
 from sf_llava.configuration import preset
+from sf_llava.data import open_images
+from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.transforms import BootstrapTransform
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
 from sf_llava.teachers import load_teacher
@@ -94,9 +101,20 @@ def test_a_dinov2_bootstraps_on_embeddings_alone_or_on_tokens_too(world, tmp_pat
     assert aligned["encoders"][1]["cls"] and load_encoder(tmp_path / "aligned").config.num_latents == 2
 
 
-def test_losses_on_tokens_behind_cls_are_refused_without_cls(world, tmp_path):
-    with pytest.raises(ValueError, match=r"`align` set compares the tokens behind CLS, and .*siglip has no CLS"):
-        run(world, tmp_path, "siglip", align="set")
+def test_tokens_without_cls_are_aligned_from_the_first_on(world, tmp_path):
+    teacher = load_teacher(str(world / "siglip"))
+    images = BootstrapImages(open_images(f"folder:{world / 'images'}"), BootstrapTransform(teacher.preprocessing), 0)
+    statistics = measure_tokens(teacher, images, -2)
+    tokens = teacher.tokens(images.pixel_values(range(len(images))), -2)
+    assert tokens.shape[1] == teacher.num_patches == len(statistics.places)
+    torch.testing.assert_close(statistics.mean, tokens.flatten(0, 1).mean(dim=0), atol=1e-5, rtol=1e-4)
+    student = make_student(StudentConfig(num_latents=4), teacher, on_cpu=True)
+    pixels = images.pixel_values(range(3))
+    said = Seen.by_student(student(pixels, output_hidden_states=(-2, -1)), layer=-2)
+    assert not said.has_cls and said.places.shape[1] == 4 and torch.equal(said.of(slice(2)).places, said.places[:2])
+    run(world, tmp_path, "siglip", align="set+readout+position", micro_batch_size=4)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(lines[0][name] > 0 for name in ("set", "readout", "position"))
 
 
 def test_a_siglip_without_texts_is_a_teacher_too(world, tmp_path):

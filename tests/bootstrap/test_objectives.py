@@ -9,8 +9,9 @@ from sf_llava.bootstrap.batches import Batch
 from sf_llava.bootstrap.config import StudentConfig
 from sf_llava.bootstrap.objectives.embedding import EmbeddingObjective, cosine_loss
 from sf_llava.bootstrap.objectives.objective import Objective, Seen
+from sf_llava.bootstrap.objectives.statistics import measure_tokens
 from sf_llava.bootstrap.objectives.sum import ObjectiveSum, Taught
-from sf_llava.bootstrap.objectives.tokens import TokenObjective, measure_tokens
+from sf_llava.bootstrap.objectives.tokens import TokenObjective
 from sf_llava.bootstrap.student import make_student
 from sf_llava.data import open_images
 from sf_llava.data.bootstrap_images import BootstrapImages
@@ -28,7 +29,7 @@ def test_two_objectives_train_a_student_in_a_loop_of_ones_own(tmp_path):
     images = BootstrapImages(open_images(f"folder:{tmp_path / 'images'}"), BootstrapTransform(teacher.preprocessing), 0)
     pixels = images.pixel_values(range(8))
     statistics = measure_tokens(teacher, images, -2)
-    objectives = [EmbeddingObjective(), TokenObjective({"set": 0.3, "readout": 1.0}, *statistics)]
+    objectives = [EmbeddingObjective(), TokenObjective({"set": 0.3, "readout": 1.0}, statistics)]
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
     taught = Seen(*teacher.embeds_and_tokens(pixels, -2))
     losses = []

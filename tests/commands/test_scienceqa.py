@@ -22,14 +22,15 @@ def script(tmp_path, monkeypatch):
     return runpy.run_path(str(SCRIPT))["main"]
 
 
-def test_without_a_student_the_original_tower_answers_nearly_everything(script, tmp_path, capsys):
+def test_without_a_run_the_shipped_student_stands_beside_the_original_tower(script, tmp_path, capsys):
     script(["run", "--limit", "60", "--device", "cpu", "--controls", "blind"])
     out = capsys.readouterr().out
-    assert "no student in runs/quickstart, so the original tower alone: make quickstart trains one" in out
+    assert "no student in runs/quickstart: here is the one that ships; make quickstart trains yours" in out
     assert "by kind of question" in out and "count" in out
     scores = json.loads((tmp_path / "runs/scienceqa/results.json").read_text())["scores"]
     assert scores["original"]["total"] == 60 and scores["original"]["unparsed"] == 0
     assert scores["original"]["accuracy"] > 0.9 > 0.6 > scores["blind"]["image_accuracy"]
+    assert scores["swapped"]["accuracy"] > 0.8 and list(scores)[-1] == "swapped"
 
 
 def test_the_student_of_the_quickstart_stands_beside_it(script, tmp_path, capsys):
@@ -52,5 +53,5 @@ def test_the_student_of_the_quickstart_stands_beside_it(script, tmp_path, capsys
     out = capsys.readouterr().out
     assert "swapped - original, image questions" in out and "pooled - original, image questions" in out
     results = json.loads((tmp_path / "runs/scienceqa/results.json").read_text())
-    assert list(results["scores"]) == ["original", "pooled", "swapped"]
+    assert list(results["scores"]) == ["original", "pooled", "random", "swapped"]
     assert results["settings"]["encoder"] == ["runs/quickstart"]

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from sf_llava.bootstrap.objectives.statistics import TokenStatistics
 from sf_llava.configuration import preset
 from sf_llava.model import SparseFormerModel
 
@@ -28,9 +30,29 @@ def test_photographs_give_three_sheets(main, tmp_path, capsys):
     assert "RoI centres move by 0.000" in capsys.readouterr().out  # zero-initialised deltas
 
 
-def test_no_flags_without_a_quickstart_say_how_to_make_one(main):
-    with pytest.raises(ValueError, match=r"runs/quickstart/encoder.*sf-llava bootstrap"):
-        main([])
+def test_a_run_that_aligned_places_shows_whose_token_speaks_for_each(main, tmp_path):
+    run = tmp_path / "run"
+    SparseFormerModel(preset("sf-mini")).save_pretrained(run / "encoder")
+    (run / "config.json").write_text('{"align_layer": -2, "teacher": null}')
+    (run / "checkpoints" / "step-0000004").mkdir(parents=True)
+    draws = torch.Generator().manual_seed(0)
+    places, directions = torch.randn(64, 128, generator=draws), torch.randn(128, 24, generator=draws)
+    statistics = TokenStatistics(torch.zeros(128), torch.ones(128), places, directions, torch.tensor(1.0))
+    statistics.save(run / "checkpoints" / "step-0000004")
+    for encoder in ("run", "run/encoder"):
+        main(["--encoder", encoder, "--output", f"out/{encoder}", "--num-images", "2"])
+        assert (tmp_path / "out" / encoder / "places.png").is_file()
+
+
+def test_no_flags_without_a_quickstart_draw_the_student_that_ships(main, tmp_path, capsys):
+    main([])
+    assert "no student in runs/quickstart: here is the one that ships" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "visualize" / "heat.png").is_file()
+
+
+def test_an_encoder_that_is_not_there_says_how_to_make_one(main):
+    with pytest.raises(ValueError, match=r"no encoder at nowhere.*sf-llava bootstrap"):
+        main(["--encoder", "nowhere"])
 
 
 def test_a_broken_image_is_named(main, tmp_path):

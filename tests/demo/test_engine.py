@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sf_llava.configuration import SparseFormerConfig
 from sf_llava.demo.conversation import (
     BOTH,
     CLIP,
@@ -15,7 +16,7 @@ from sf_llava.demo.conversation import (
     prompt_turns,
     towers_for,
 )
-from sf_llava.demo.engine import Engine, Sampling
+from sf_llava.demo.engine import Engine, Sampling, offered_latents
 from sf_llava.demo.uploads import RefusedError, accept
 from sf_llava.llava import encode_prompts, restore, swap
 
@@ -141,6 +142,12 @@ def test_two_encoders_with_as_many_latents_are_refused(llava_dir, encoder_dirs):
 
     with pytest.raises(ValueError, match="two encoders have 16 latents"):
         Engine(*load_llava(llava_dir), encoder_dirs[:1] * 2)
+
+
+def test_an_elastic_encoder_is_offered_with_several_numbers_of_latents():
+    shape = dict(hidden_size=64, focusing_size=32, num_attention_heads=2, focusing_num_attention_heads=1)
+    for range_, offered in ((None, [16]), ((8, 32), [16, 8, 32]), ((6, 40), [16, 6, 12, 24, 40]), ((16, 16), [16])):
+        assert offered_latents(SparseFormerConfig(num_latents=16, num_latents_range=range_, **shape)) == offered
 
 
 def test_every_number_of_latents_has_views_of_its_own(engine, pictures):

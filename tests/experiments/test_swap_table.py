@@ -31,21 +31,32 @@ def series(tmp_path_factory):
 
 def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
     before = {name: tensor.clone() for name, tensor in series.model.state_dict().items()}
-    student = Student(16, 0, continued=True, align="set")
+    student = Student(16, 0, continued="set")
     scores = [series.ask(ORIGINAL), series.ask(POOLED), series.ask(student), series.ask(student, placed=True)]
     wanted = {problem.id for problem in open_scienceqa("mini:24").problems if problem.has_image}
     assert all(set(score["answers"]) == wanted for score in scores) and len(wanted) == 12
     after = series.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     folders = {folder.name for folder in (series.output / "answers-test").iterdir()}
-    assert folders == {"original", "pooled", "16-seed0-set", "16-seed0-set-placed"}
+    assert folders == {"original", "pooled", "16-seed0-none-then-set", "16-seed0-none-then-set-placed"}
 
 
 def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_losses(series):
-    series.train(Student(16, 0, continued=True, align="set"))
-    config = read_json(series.output / "students" / "16-seed0-set" / "config.json")
+    series.train(Student(16, 0, continued="set"))
+    config = read_json(series.output / "students" / "16-seed0-none-then-set" / "config.json")
     assert config["stage"] == "scienceqa" and config["align"] == "set=0.3" and config["data"] == "mini:diagrams"
-    assert config["init_from"].endswith("students/16-seed0-bootstrapped") and config["seed"] == 0
+    assert config["init_from"].endswith("students/16-seed0-none") and config["seed"] == 0
+
+
+def test_students_of_equal_budget_are_compared_and_the_budget_is_said(series):
+    whole = replace(series, common=BootstrapConfig.of(device="cpu"), steps=None)
+    runs = {align: whole.stages(Student(16, 0, align))[0] for align in ("none", "set+readout+position")}
+    assert len({run.optimiser.steps * run.optimiser.batch_size for run in runs.values()}) == 1
+    student = Student(16, 0, continued="set")
+    series.train(student)
+    seconds = [read_json(series.output / "students" / name / "results.json")["seconds"]
+               for name in ("16-seed0-none", "16-seed0-none-then-set")]  # fmt: skip
+    assert series.budget(student) == {"pictures": 2 * 4 + 1 * 4, "seconds": sum(seconds)}
 
 
 def test_what_is_done_is_read_again(series, monkeypatch):
@@ -61,16 +72,16 @@ def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(s
     for different in (other, replace(series, questions=40)):
         with pytest.raises(ValueError, match="original holds answers of other settings"):
             different.ask(ORIGINAL)
-    student = Student(16, 0, continued=True, align="set")
+    student = Student(16, 0, continued="set")
     series.ask(student)
     assert replace(series, steps=3).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
     for different in (replace(series, steps=3), replace(series, continued_steps=None)):
-        with pytest.raises(ValueError, match="16-seed0-set holds answers of other settings"):
+        with pytest.raises(ValueError, match="16-seed0-none-then-set holds answers of other settings"):
             different.ask(student)
 
 
 def test_a_llm_is_asked_with_its_own_recipe(series):
-    first, second = replace(series, continued_steps=None).stages(Student(16, 1, continued=True, align="set+llm"))
+    first, second = replace(series, continued_steps=None).stages(Student(16, 1, continued="set+llm"))
     assert (first.run.stage, first.optimiser.steps, first.objective.align_text) == ("mini", 2, None)
     assert (second.optimiser.steps, second.student.num_tunable) == (600, 3)
     assert (second.objective.align_text, second.objective.llava) == ("set=0.3+llm=4", "mini")
@@ -86,4 +97,4 @@ def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):
 
     monkeypatch.setattr(SwapSeries, "ask", ask)
     assert list(series.choose_alignment(list(shares), 16, 0)) == ["readout", "set+readout", "set"]
-    assert asked == [(Student(16, 0, True, align), "validation") for align in shares]
+    assert asked == [(Student(16, 0, align), "validation") for align in shares]

@@ -117,10 +117,10 @@ def make_runs(folder: Path) -> dict[str, BootstrapConfig]:
         teacher=str(save_tiny_clip(folder / "clip")), data=images, val_data=images, steps=12, batch_size=8, lr=1e-3,
         log_every=1, save_every=1, eval_every=4, val_images=4, threads=1, device="cpu", dtype="fp32",
     )  # fmt: skip
-    first = BootstrapConfig.of(**numbers, workers=1, warmup_steps=4, output=str(folder / "bootstrap"))
+    first = BootstrapConfig.of(**numbers, workers=1, warmup_steps=4, output=str(folder / "bootstrap"), align="none")
     aligned = BootstrapConfig.of(
         **numbers, workers=0, warmup_steps=0, output=str(folder / "aligned"), stage="scienceqa",
-        init_from=str(folder / "bootstrap-whole"), align="set+readout",
+        init_from=str(folder / "bootstrap-whole"), align="set+readout+position",
     )  # fmt: skip
     return {"bootstrap": first, "aligned continuation": aligned, "plain continuation": plain(aligned)}
 

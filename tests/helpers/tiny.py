@@ -39,8 +39,11 @@ def save_world(path: Path, num_images: int) -> Path:
 
 
 def run_settings(world: Path, output: Path, **changes: object) -> dict:
-    """Give flat settings of a bootstrap of a few steps on what :func:`save_world` wrote, to the same bits anywhere."""
+    """Give flat settings of a bootstrap of a few steps on what :func:`save_world` wrote, to the same bits anywhere.
+
+    It has the paper's loss alone, but where ``changes`` name another ``align``.
+    """
     return dict(
         teacher=str(world / "clip"), data=f"folder:{world / 'images'}", output=str(output), batch_size=8, lr=1e-3,
-        log_every=2, save_every=2, val_images=5, threads=1, workers=0, device="cpu", dtype="fp32",
+        log_every=2, save_every=2, val_images=5, threads=1, workers=0, device="cpu", dtype="fp32", align="none",
     ) | changes  # fmt: skip

@@ -43,6 +43,24 @@ def test_exactly_as_many_tokens_as_latents_reach_the_projector(llava, processor,
     llava(**inputs)
 
 
+def test_an_elastic_encoder_is_put_in_with_any_number_of_its_latents(llava, processor):
+    encoder = make_encoder(16, num_latents_range=(8, 32))
+    for count in (8, 11, 32):
+        with swapped(llava, processor, encoder, count) as record:
+            inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
+            assert (inputs["input_ids"] == processor.image_token_id).sum() == count
+            read = llava.get_image_features(inputs["pixel_values"], vision_feature_layer=-2).pooler_output[0]
+            wanted = encoder(inputs["pixel_values"], output_hidden_states=-2, num_latents=count).hidden_states[-2]
+            assert torch.equal(read, llava.model.multi_modal_projector(wanted[0, 1:]))
+            assert record.encoder.config.num_latents == llava.config.vision_config.num_latents == count
+    assert encoder.config.num_latents == 16
+    before = llava.model.vision_tower
+    for wrong, count in ((encoder, 33), (make_encoder(16), 8)):
+        with pytest.raises(ValueError, match=f"{count} latents: this encoder was trained with"):
+            swap(llava, processor, wrong, count)
+    assert llava.model.vision_tower is before
+
+
 def test_swap_changes_the_answers_image_and_restore_brings_every_bit_back(llava, processor):
     config, text = llava.config.to_dict(), processor.to_dict()
     weights, before = state(llava), llava(**encode_prompts(processor, [PROMPT], [[PICTURE]])).logits

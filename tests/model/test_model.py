@@ -164,7 +164,7 @@ def test_unknown_field_of_a_preset_is_named():
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds(name):
     with torch.device("meta"):
-        assert SparseFormerModel(preset(name)).config.num_tokens == preset(name).num_latents + 1
+        assert SparseFormerModel(preset(name)).config.num_tokens == preset(name).num_latents + preset(name).use_cls
 
 
 @pytest.mark.parametrize(

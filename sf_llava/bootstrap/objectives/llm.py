@@ -108,7 +108,7 @@ class LlmObjective(Objective):
         losses = {}
         for name in self.weights:
             placed = name == "placed"
-            reading = replace(self.reading, num_patches=teacher.tokens.shape[1] - 1) if placed else self.reading
+            reading = replace(self.reading, num_patches=teacher.places.shape[1]) if placed else self.reading
             said = self.next_tokens(student.tokens, conversations, reading, student.rois)
             losses[name] = F.kl_div(said, target, reduction="batchmean", log_target=True)
         return losses
@@ -132,7 +132,7 @@ class LlmObjective(Objective):
         """Give the LLM's log-probabilities (A, V), float32, of every answer token.
 
         Args:
-            states: (K, 1 + T, D) hidden state of a tower, CLS first.
+            states: (K, C + T, D) hidden state of a tower, CLS first where there is one.
             conversations: K of them.
             reading: how the LLM reads them.
             rois: (K, T, 4), to read by RoI centre.

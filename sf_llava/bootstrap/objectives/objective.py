@@ -5,7 +5,8 @@
     terms = objective(student, teacher, indices, generator)
     loss = sum(objective.weights[name] * term for name, term in terms.items())
 
-Letters: B pictures, N latents, T tokens beside CLS (a student's N, a teacher's M patches), D width, E embedding width.
+Letters: B pictures, N latents, T tokens beside CLS (a student's N, a teacher's M patches), C 1 where there is a CLS and
+0 where there is none, D width, E embedding width.
 """
 
 from abc import ABC, abstractmethod
@@ -27,14 +28,16 @@ class Seen:
 
     Attributes:
         embeds: (B, E) final embeddings.
-        states: (B, 1 + T, D) hidden state that LLaVA reads, CLS first; None where no objective reads it.
+        states: (B, C + T, D) hidden state that LLaVA reads, CLS first; None where no objective reads it.
         last_rois: (B, N, 4) the student's last RoIs, corners as image fractions; None where no ``states`` are, and of a
             teacher.
+        has_cls: whether ``states`` begin with a CLS.
     """
 
     embeds: Tensor
     states: Tensor | None = None
     last_rois: Tensor | None = None
+    has_cls: bool = True
 
     @classmethod
     def by_student(cls, output: SparseFormerOutput, layer: int | None = None) -> "Seen":
@@ -55,7 +58,13 @@ class Seen:
             raise ValueError(
                 f"the output holds no hidden states: call the encoder with output_hidden_states=({layer}, -1)"
             )
-        return cls(embeds, output.hidden_states[layer], output.rois[:, -1])
+        states, rois = output.hidden_states[layer], output.rois[:, -1]
+        return cls(embeds, states, rois, has_cls=states.shape[1] > rois.shape[1])
+
+    @property
+    def places(self) -> Tensor:
+        """``states`` (B, T, D) without CLS, the latents or patches, for objectives that read them; errors as below."""
+        return self.tokens[:, 1:] if self.has_cls else self.tokens
 
     @property
     def tokens(self) -> Tensor:
@@ -82,7 +91,7 @@ class Seen:
     def of(self, pictures: slice) -> "Seen":
         """The same of some of the pictures."""
         rest = (None if part is None else part[pictures] for part in (self.states, self.last_rois))
-        return Seen(self.embeds[pictures], *rest)
+        return Seen(self.embeds[pictures], *rest, has_cls=self.has_cls)
 
 
 class Objective(ABC):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from sf_llava.bootstrap.config import ObjectiveConfig
 from sf_llava.bootstrap.objectives.embedding import EmbeddingObjective
 from sf_llava.bootstrap.objectives.llm import load_llm
 from sf_llava.bootstrap.objectives.objective import Objective, Seen
-from sf_llava.bootstrap.objectives.tokens import TokenObjective, measure_tokens
+from sf_llava.bootstrap.objectives.statistics import measure_tokens
+from sf_llava.bootstrap.objectives.tokens import TokenObjective
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
@@ -29,7 +30,7 @@ class HiddenStates(NamedTuple):
 
     Attributes:
         cls: (B, D), as it leaves the last block.
-        tokens: (B, 1 + M, D), the hidden state that LLaVA reads; None where no objective reads it.
+        tokens: (B, C + M, D), the hidden state that LLaVA reads; None where no objective reads it.
     """
 
     cls: Tensor
@@ -37,7 +38,7 @@ class HiddenStates(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """What the teacher says of a batch: ``embeds`` (B, E), and the hidden state ``states`` (B, 1 + M, D) if needed."""
+    """What the teacher says of a batch: ``embeds`` (B, E), and the hidden state ``states`` (B, C + M, D) if needed."""
 
     embeds: Tensor
     states: Tensor | None
@@ -92,7 +93,13 @@ class ObjectiveSum:
         return Taught(teacher.embed_cls(seen.cls), seen.tokens)
 
     def __call__(
-        self, student: torch.nn.Module, pixel_values: Tensor, taught: Taught, batch: Batch, key: tuple[int, ...]
+        self,
+        student: torch.nn.Module,
+        pixel_values: Tensor,
+        taught: Taught,
+        batch: Batch,
+        key: tuple[int, ...],
+        num_latents: int | None = None,
     ) -> Terms:
         """Run the student on a batch and compare it with what the teacher said.
 
@@ -102,10 +109,13 @@ class ObjectiveSum:
             taught: of the same pictures.
             batch: which images and questions these are.
             key: of the random numbers.
+            num_latents: of this step, for an elastic student.
         """
-        wanted = {"output_hidden_states": (self.layer, -1)} if self.needs_tokens else {}
+        wanted: dict[str, Any] = {"output_hidden_states": (self.layer, -1)} if self.needs_tokens else {}
+        if num_latents is not None:
+            wanted["num_latents"] = num_latents
         said = Seen.by_student(student(pixel_values, **wanted), self.layer if self.needs_tokens else None)
-        asked = Seen(taught.embeds.float(), taught.states)
+        asked = Seen(taught.embeds.float(), taught.states, has_cls=said.has_cls)
         images, questions = slice(None, len(batch.images)), slice(len(batch.images), None)
         loss: Tensor | float = 0.0
         scores: list[Tensor] = []
@@ -155,9 +165,12 @@ def make_objective(
     by_llm = {name: weight for name, weight in config.align.items() if name in LLM_LOSSES}
     others: list[Objective] = []
     if by_tokens:
-        if isinstance(images, BootstrapStream):
-            raise ValueError("`align` set and readout measure tokens over all training images, and `data` is a stream")
-        others.append(TokenObjective(by_tokens, *measure_tokens(teacher, images, layer)))
+        # A stream cannot be asked for evenly spaced images: those held out for validation stand for it.
+        measured = validator.images.images if isinstance(images, BootstrapStream) else images
+        statistics = measure_tokens(teacher, measured, layer)
+        if "position" in by_tokens:
+            statistics.require_places()
+        others.append(TokenObjective(by_tokens, statistics))
     if by_llm:
         assert config.llava is not None and config.questions is not None, "the configuration was checked"
         attention, preprocessing = student.config._attn_implementation, images.transform.preprocessing

@@ -1,17 +1,18 @@
 """The objective on the tokens that LLaVA reads, beyond the paper, whose loss supervises the final CLS alone.
 
-    objective = TokenObjective({"set": 0.3, "readout": 1.0}, *measure_tokens(teacher, images, layer=-2))
+    objective = TokenObjective({"set": 0.3, "readout": 1.0}, measure_tokens(teacher, images, layer=-2))
     student = Seen.by_student(encoder(pixel_values, output_hidden_states=(-2, -1)), layer=-2)
     terms = objective(student, Seen(*teacher.embeds_and_tokens(pixel_values, -2)), indices, generator)
 
 LLaVA's projector reads penultimate latents. These losses compare them with the teacher's penultimate patch tokens of
-the same image. Both are standardised per channel first, with the mean and deviation of the teacher's tokens over a
-fixed set of training images, so that no channel outweighs the others (a CLIP has a few very large ones).
+the same image. Both are standardised per channel first (statistics.py), so that no channel outweighs the others (a CLIP
+has a few very large ones).
 
-    set      every latent is near some patch token, every salient patch token is near some latent
-    readout  attention over the latents returns what attention over the patch tokens returns
+    set       every latent is near some patch token, every salient patch token is near some latent
+    readout   attention over the latents returns what attention over the patch tokens returns
+    position  what the latents say of a place, as the teacher writes places, is what its patch tokens say of it
 
-Letters: B images, N latents, M patches, T tokens (CLS first), D width, Q queries.
+Letters: B images, N latents, M patches, T tokens (CLS first), D width, Q queries, R directions.
 """
 
 from collections.abc import Mapping
@@ -21,19 +22,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sf_llava.bootstrap.objectives.objective import Objective, Seen
-from sf_llava.bootstrap.validation import resize_pixels
-from sf_llava.data.bootstrap_images import BootstrapImages
-from sf_llava.teachers.base import Teacher
+from sf_llava.bootstrap.objectives.statistics import TokenStatistics
 
 TEMPERATURE = 0.1  # of the soft matches
 NUM_QUERIES = 32  # for each image
-STATISTICS_IMAGES = 512
-IMAGES_AT_ONCE = 64
-STATISTICS_FILE = "alignment.safetensors"
 
 
 def set_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -58,9 +53,7 @@ def set_loss(student: Tensor, teacher: Tensor) -> Tensor:
     distances = norms - 2 * products  # [B, N, M]
     scores = -distances.detach() / TEMPERATURE
     to_teacher = (scores.softmax(dim=2) * distances).sum(dim=2).mean(dim=1)  # [B]
-    saliency = (teacher - teacher.mean(dim=1, keepdim=True)).norm(dim=-1)  # [B, M]
-    saliency = saliency / saliency.sum(dim=1, keepdim=True)
-    to_student = (saliency * (scores.softmax(dim=1) * distances).sum(dim=1)).sum(dim=1)  # [B]
+    to_student = (saliency(teacher) * (scores.softmax(dim=1) * distances).sum(dim=1)).sum(dim=1)  # [B]
     return (to_teacher + to_student).mean() / 2
 
 
@@ -105,55 +98,66 @@ def draw_queries(tokens: Tensor, generator: torch.Generator) -> Tensor:
     return tokens[images, places]
 
 
+def position_loss(student: Tensor, teacher: Tensor, statistics: TokenStatistics) -> Tensor:
+    """Compare what two sets of tokens say of every place of the teacher's grid.
+
+    A ViT's tokens tell where they stand. With p_j the teacher's mean token at place j and W its place directions
+    (:class:`TokenStatistics`), a set Z says of place j
+
+        r_j(Z) = sum_i softmax_i(-1/2 |W'(z_i - p_j)|^2) z_i
+
+    and the loss is sum_j s_j |r_j(A) - r_j(B)|^2 / D for A = student and B = teacher, averaged over images, with
+    s_j = |B_j - mean_j B| / sum_j |B_j - mean_j B|: what stands out of its image counts most. It asks the student to
+    write where its content lies in the code that the LLM was trained to read.
+
+    Args:
+        student: (B, N, D) standardised.
+        teacher: (B, M, D) standardised.
+        statistics: of the teacher.
+
+    Returns:
+        Scalar, float32.
+    """
+    read = [statistics.weigh_by_place(tokens) @ tokens for tokens in (student, teacher)]  # [B, M, D]
+    difference = read[0] - read[1]
+    return (saliency(teacher) * difference.square().mean(dim=-1)).sum(dim=1).mean()
+
+
+def saliency(tokens: Tensor) -> Tensor:
+    """How far tokens (B, M, D) stand out of their image, (B, M): distances from its mean token, summing to one."""
+    distances = (tokens - tokens.mean(dim=1, keepdim=True)).norm(dim=-1)
+    return distances / distances.sum(dim=1, keepdim=True)
+
+
 @dataclass
 class TokenObjective(Objective):
     """Compares the tokens that LLaVA reads with the teacher's patch tokens, both standardised per channel.
 
     Attributes:
-        weights: of ``set``, ``readout`` or both.
-        mean, std: (D,) of the teacher's patch tokens, float32; see :func:`measure_tokens`.
+        weights: of ``set``, ``readout``, ``position``, one or more.
+        statistics: of the teacher's patch tokens; see :func:`measure_tokens`.
     """
 
     weights: Mapping[str, float]
-    mean: Tensor
-    std: Tensor
+    statistics: TokenStatistics
     needs_tokens: ClassVar[bool] = True
 
     def __call__(self, student: Seen, teacher: Seen, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute every term, unweighted; see :class:`Objective`. The generator draws the queries of ``readout``."""
-        latents, patches = self.standardise(student.tokens[:, 1:]), self.standardise(teacher.tokens[:, 1:])
+        latents, patches = (self.statistics.standardise(seen.places) for seen in (student, teacher))
         terms = {}
         if "set" in self.weights:
             terms["set"] = set_loss(latents, patches)
         if "readout" in self.weights:
             terms["readout"] = readout_loss(latents, patches, draw_queries(patches, generator))
+        if "position" in self.weights:
+            terms["position"] = position_loss(latents, patches, self.statistics)
         return terms
-
-    def standardise(self, tokens: Tensor) -> Tensor:
-        """Standardise (..., D) tokens per channel, in float32."""
-        return (tokens.float() - self.mean) / self.std
 
     def save(self, directory: Path) -> None:
         """Write the statistics into a checkpoint."""
-        save_file({"mean": self.mean.cpu(), "std": self.std.cpu()}, directory / STATISTICS_FILE)
+        self.statistics.save(directory)
 
     def load(self, directory: Path) -> None:
         """Take the statistics of a checkpoint."""
-        statistics = load_file(directory / STATISTICS_FILE)
-        self.mean, self.std = (statistics[name].to(self.mean.device) for name in ("mean", "std"))
-
-
-@torch.no_grad()
-def measure_tokens(teacher: Teacher, images: BootstrapImages, layer: int) -> tuple[Tensor, Tensor]:
-    """Measure mean and deviation, (D,) float32, of the teacher's patch tokens over evenly spaced training images."""
-    count = min(STATISTICS_IMAGES, len(images))
-    total = squares = torch.zeros(teacher.hidden_size, dtype=torch.float64)
-    for start in range(0, count, IMAGES_AT_ONCE):
-        places = range(start, min(start + IMAGES_AT_ONCE, count))
-        pixels = images.pixel_values(place * len(images) // count for place in places)
-        tokens = teacher.tokens(resize_pixels(pixels.to(teacher.device), teacher.image_size), layer)
-        tokens = tokens[:, 1:].flatten(0, 1).cpu().double()  # [B M, D]
-        total, squares = total + tokens.sum(dim=0), squares + tokens.square().sum(dim=0)
-    mean = total / (count * teacher.num_patches)
-    deviation = (squares / (count * teacher.num_patches) - mean.square()).clamp(min=1e-12).sqrt()
-    return mean.float().to(teacher.device), deviation.float().to(teacher.device)
+        self.statistics = TokenStatistics.load(directory, self.statistics.mean.device)

@@ -1,4 +1,4 @@
-"""Averaged visual tokens in a LLaVA: what the projector reads, the prompt's token count, and the way back."""
+"""A quarter of the visual tokens in a LLaVA: what the projector reads, the prompt's token count, and the way back."""
 
 import pytest
 import torch
@@ -7,38 +7,48 @@ from tiny_llava import make_llava
 from transformers import SiglipVisionConfig
 
 from sf_llava.llava import encode_prompts
-from sf_llava.llava.pooling import pooled
+from sf_llava.llava.reduction import REDUCERS, reduced
 
 PICTURE = Image.effect_noise((64, 64), 90).convert("RGB")
 PROMPT = "USER: <image> what is in the image ? ASSISTANT:"
 
 
-def test_the_projector_reads_the_mean_of_every_square_of_patches(llava, processor):
+@pytest.mark.parametrize("kind", REDUCERS)
+def test_the_projector_reads_a_quarter_of_the_tokens(llava, processor, kind):
     before = encode_prompts(processor, [PROMPT], [[PICTURE]])
     tower, config = llava.model.vision_tower, llava.config.vision_config
     side = config.image_size // config.patch_size
     with torch.no_grad():
         tokens = tower(before["pixel_values"], output_hidden_states=True).hidden_states[-2][0, 1:].double()
         plain = llava(**before).logits
-        with pooled(llava, processor):
+        with reduced(llava, processor, kind):
             inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
             read = llava.get_image_features(inputs["pixel_values"], vision_feature_layer=-2).pooler_output[0]
             llava(**inputs)
         again = llava(**encode_prompts(processor, [PROMPT], [[PICTURE]])).logits
-    squares = [
-        torch.stack([tokens[(2 * y + dy) * side + 2 * x + dx] for dy in (0, 1) for dx in (0, 1)]).mean(dim=0)
-        for y in range(side // 2)
-        for x in range(side // 2)
-    ]
+    corners = [2 * y * side + 2 * x for y in range(side // 2) for x in range(side // 2)]
+    if kind == "random":
+        squares = list(tokens)
+    else:
+        offsets = (0, 1, side, side + 1) if kind == "pooled" else (0,)
+        squares = [tokens[[corner + offset for offset in offsets]].mean(dim=0) for corner in corners]
     with torch.no_grad():
         wanted = llava.model.multi_modal_projector(torch.stack(squares).float())
-    assert (inputs["input_ids"] == processor.image_token_id).sum() == len(squares)
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == len(corners)
+    if kind == "random":  # tokens of different places, in their order
+        found = torch.cdist(read, wanted).argmin(dim=1)
+        assert torch.equal(found, found.unique()) and len(found) == len(corners)
+        wanted = wanted[found]
     torch.testing.assert_close(read, wanted)
     assert torch.equal(plain, again) and llava.model.vision_tower is tower
 
 
-def test_squares_that_do_not_divide_the_patches_are_refused(llava, processor):
-    with pytest.raises(ValueError, match="do not divide into squares of 3 x 3"), pooled(llava, processor, 3):
+def test_patches_that_do_not_divide_into_squares_are_refused(llava, processor):
+    llava.config.vision_config.image_size = 3 * llava.config.vision_config.patch_size
+    with (
+        pytest.raises(ValueError, match="3 x 3 patches do not divide into squares of 2 x 2"),
+        reduced(llava, processor, "pooled"),
+    ):
         pass
 
 
@@ -50,7 +60,7 @@ def test_a_tower_without_cls_is_pooled_too(processor, patch_size):
     processor.patch_size, processor.num_additional_image_tokens = patch_size, 0
     processor.vision_feature_select_strategy = "full" if patch_size else None
     before = processor.to_dict()
-    with torch.no_grad(), pooled(llava, processor):
+    with torch.no_grad(), reduced(llava, processor, "pooled"):
         inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
         read = llava.get_image_features(inputs["pixel_values"], vision_feature_layer=-2).pooler_output[0]
         llava(**inputs)
@@ -63,5 +73,8 @@ def test_a_tower_without_cls_is_pooled_too(processor, patch_size):
 
 def test_a_tower_whose_patches_cannot_be_counted_is_refused(llava, processor):
     llava.config.vision_config.patch_size = [16, 16]
-    with pytest.raises(ValueError, match="patches of a CLIPVisionConfig cannot be counted"), pooled(llava, processor):
+    with (
+        pytest.raises(ValueError, match="patches of a CLIPVisionConfig cannot be counted"),
+        reduced(llava, processor, "pooled"),
+    ):
         pass
