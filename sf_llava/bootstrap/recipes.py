@@ -23,9 +23,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 """The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
 and ScienceQA's learning rate, which the paper does not give."""
 
-MINI_ALIGNED_RECIPE = dict(steps=720, batch_size=64, inherited_lr_scale=0.5, num_tunable=3)
-"""Changes of the mini world's recipe where tokens are aligned: as many pictures in twice the steps, and every block
-tuned whose output LLaVA reads."""
+MINI_ALIGNED_RECIPE = dict(steps=1440, batch_size=32, inherited_lr_scale=0.5, num_tunable=3)
+"""Changes of the mini world's recipe where tokens are aligned: as many pictures in four times the steps, and every
+block tuned whose output LLaVA reads."""
 
 MINI_LLM_RECIPE = dict(steps=600, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
 """Changes of the mini world's ScienceQA stage where it asks a LLM: few pictures for the embedding, many questions, and

@@ -15,10 +15,11 @@ More latents or pixels from that student (5 epochs), then the ScienceQA stage (a
     ... --stage continue --init-from runs/sf-l-64 --num-latents 128 --output runs/sf-l-128
     ... --stage scienceqa --init-from runs/sf-l-64 --data folder:/data/scienceqa/images/train --output runs/sf-l-64-sqa
 
-Beyond the paper: the same stage with the tokens that LLaVA reads aligned too, on images alone or through a LLaVA:
+Beyond the paper the tokens that LLaVA reads are aligned too, from images alone (--align none: the paper's loss); through a
+LLaVA's frozen LLM more is kept, for more time; one encoder for any number of latents between two:
 
-    ... --stage scienceqa --init-from runs/sf-l-64 --align set+readout --output runs/sf-l-64-aligned
-    ... --align set+llm+placed --llava DIR --questions DIR
+    ... --stage scienceqa --init-from runs/sf-l-64 --align set+llm+placed --llava DIR --questions DIR
+    ... --num-latents 64 --elastic 16-196
 
 A killed run goes on with --resume, to the same numbers. Where training has diverged or does not fit into memory,
 --resume may come with another --lr, --clip-norm, --dtype or --micro-batch-size. Expected: a run directory with
