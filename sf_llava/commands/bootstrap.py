@@ -15,8 +15,8 @@ More latents or pixels from that student (5 epochs), then the ScienceQA stage (a
     ... --stage continue --init-from runs/sf-l-64 --num-latents 128 --output runs/sf-l-128
     ... --stage scienceqa --init-from runs/sf-l-64 --data folder:/data/scienceqa/images/train --output runs/sf-l-64-sqa
 
-Beyond the paper the tokens that LLaVA reads are aligned too, from images alone (--align none: the paper's loss); through a
-LLaVA's frozen LLM more is kept, for more time; one encoder for any number of latents between two:
+Beyond the paper the tokens that LLaVA reads are aligned too, from images alone (--align none: the paper's loss).
+Through a LLaVA's frozen LLM more is kept, for more time; and one encoder serves any number of latents between two:
 
     ... --stage scienceqa --init-from runs/sf-l-64 --align set+llm+placed --llava DIR --questions DIR
     ... --num-latents 64 --elastic 16-196
