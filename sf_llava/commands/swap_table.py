@@ -120,7 +120,11 @@ def run(arguments: argparse.Namespace) -> None:
             for placed in (False, True):
                 name = f"{count} latents, {title}" + ", placed" * placed
                 scores = [series.ask(student, placed=placed) for student in students]
-                row = {"name": name, "scores": scores, "budgets": [series.budget(student) for student in students]}
+                row: dict[str, Any] = {
+                    "name": name,
+                    "scores": scores,
+                    "budgets": [series.budget(student) for student in students],
+                }
                 rows.append(row | ({} if placed else {"short": f"{count} {short}"}))
     best = swap_table.Student(arguments.latents[0], 0, chosen)
     for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):

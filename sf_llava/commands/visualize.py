@@ -85,8 +85,9 @@ def read_places(path: str, output: "SparseFormerOutput") -> "Tensor | None":
     if not kept:
         return None
     layer = read_json_object(run.config_path)["align_layer"]
-    statistics = TokenStatistics.load(kept[0], output.hidden_states[layer].device)
-    return statistics.weigh_by_place(statistics.standardise(Seen.by_student(output, layer).places))
+    seen = Seen.by_student(output, layer)
+    statistics = TokenStatistics.load(kept[0], seen.embeds.device)
+    return statistics.weigh_by_place(statistics.standardise(seen.places))
 
 
 def main(argv: list[str]) -> None:

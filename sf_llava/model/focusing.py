@@ -97,7 +97,7 @@ class FocusingTransformer(KeepsFloat32):
         dtype = self.block.roi_norm.weight.dtype
         # All images start alike. So do all latents, but products with a single row depend on where its factors lie in
         # memory: the bits of a model would be others when it is loaded again.
-        start = self.initial_rois
+        start: Tensor = self.initial_rois
         if num_latents not in (None, len(start)):
             start = initial_rois(num_latents).to(start.device)
         rois = to_geometry(start)[None]  # [1, N, 4]

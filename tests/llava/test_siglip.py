@@ -27,8 +27,8 @@ from sf_llava.llava import (
     swapped,
 )
 from sf_llava.llava.package.tower import SparseFormerVisionTower
-from sf_llava.llava.pooling import pooled
 from sf_llava.llava.reading import reading_of, see
+from sf_llava.llava.reduction import reduced
 from sf_llava.llava.tokens import complete_processor
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher
@@ -163,7 +163,7 @@ def test_a_llava_built_with_such_a_tower_trains(tmp_path):
 
 
 def test_its_own_tokens_pooled_are_a_quarter(llava, processor):
-    with pooled(llava, processor):
+    with reduced(llava, processor, "pooled"):
         inputs = encode_prompts(processor, [PROMPT], [[PICTURE]])
         assert count(processor, inputs) == 4
         llava(**inputs)

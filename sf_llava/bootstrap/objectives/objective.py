@@ -59,6 +59,7 @@ class Seen:
                 f"the output holds no hidden states: call the encoder with output_hidden_states=({layer}, -1)"
             )
         states, rois = output.hidden_states[layer], output.rois[:, -1]
+        assert states is not None, "it was asked for"
         return cls(embeds, states, rois, has_cls=states.shape[1] > rois.shape[1])
 
     @property
@@ -90,8 +91,8 @@ class Seen:
 
     def of(self, pictures: slice) -> "Seen":
         """The same of some of the pictures."""
-        rest = (None if part is None else part[pictures] for part in (self.states, self.last_rois))
-        return Seen(self.embeds[pictures], *rest, has_cls=self.has_cls)
+        states, rois = (None if part is None else part[pictures] for part in (self.states, self.last_rois))
+        return Seen(self.embeds[pictures], states, rois, self.has_cls)
 
 
 class Objective(ABC):
