@@ -10,6 +10,7 @@ COMMANDS = {
     "scienceqa": "ScienceQA through a LLaVA's own tower and through encoders",
     "zero-shot": "zero-shot classification of teacher and student",
     "retrieval": "image-text retrieval of teacher and student",
+    "segment": "semantic segmentation on an encoder's latents: train, eval, predict",
     "recover": "tune projector and LLM to a swapped tower, on your own conversations",
     "chat": "a page on which a LLaVA answers through both towers",
     "export": "an encoder as a file for onnxruntime or OpenVINO",

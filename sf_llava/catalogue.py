@@ -1,4 +1,4 @@
-"""What can be opened by name: one topic each for images, captions, questions, classes, teachers, LLaVAs.
+"""What can be opened by name: one topic each for images, masks, captions, questions, classes, teachers, LLaVAs.
 
 The drawn world is here because it registers itself, as anybody's data can:
 
@@ -73,6 +73,8 @@ IMAGES: Topic = Topic("images")
 """``opener(where)`` gives an ``ImageSource``: pictures to train on, without labels."""
 LABELLED: Topic = Topic("labelled images")
 """``opener(where)`` gives ``LabelledImages``: pictures with classes, to evaluate on."""
+MASKED: Topic = Topic("pictures with masks")
+"""``opener(where, split)`` gives a ``MaskedSource``, for ``train`` or ``validation``."""
 CAPTIONS: Topic = Topic("images with captions")
 """``opener(where)`` gives ``CaptionedImages``."""
 QUESTIONS: Topic = Topic("questions")

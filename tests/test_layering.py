@@ -21,7 +21,7 @@ RANKS = [
     {"measure", "llava", "serving"},
     {"zero_shot", "retrieval", "scienceqa"},
     {"bootstrap", "export", "tuning"},
-    {"experiments", "benchmark", "demo", "mini", "publish", "harness"},
+    {"experiments", "benchmark", "demo", "mini", "publish", "harness", "segmentation"},
     {"commands"},
     {"__main__"},
 ]

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -10,9 +11,16 @@ from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 
 from sf_llava import files
-from sf_llava.bootstrap.objectives.sum import ObjectiveSum
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.weights.digests import changed_files, write_digests
+
+
+class Stateful(Protocol):
+    """Has state of its own beside model and optimiser, which a checkpoint keeps as files."""
+
+    def save(self, directory: Path) -> None: ...
+
+    def load(self, directory: Path) -> None: ...
 
 
 class Checkpoints:
@@ -20,9 +28,9 @@ class Checkpoints:
 
     Args:
         run: where they lie.
-        accelerator: holds student and optimiser.
+        accelerator: holds model and optimiser.
         optimizer: as the accelerator prepared it.
-        objective: has state of its own.
+        objective: has state of its own; None where nothing has.
         keep: how many of them stay.
 
     Attributes:
@@ -32,7 +40,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, run: RunDirectory, accelerator: Accelerator, optimizer: Optimizer, objective: ObjectiveSum, keep: int
+        self, run: RunDirectory, accelerator: Accelerator, optimizer: Optimizer, objective: Stateful | None, keep: int
     ) -> None:
         self.run, self.accelerator, self.optimizer = run, accelerator, optimizer
         self.objective, self.keep = objective, keep
@@ -71,7 +79,8 @@ class Checkpoints:
             self.accelerator.load_state(str(path))
             for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
                 group |= settings | {"params": group["params"]}  # rates and decay are this run's, as it was asked
-            self.objective.load(path)
+            if self.objective is not None:
+                self.objective.load(path)
         except Exception as error:
             raise ValueError(
                 f"checkpoint {path} cannot be read ({error}); remove it to resume from the one before"
@@ -96,7 +105,8 @@ class Checkpoints:
             files.write_json(
                 hidden / "progress.json", {"step": step, "seconds": seconds, "skipped": sorted(self.skipped)}
             )
-            self.objective.save(hidden)
+            if self.objective is not None:
+                self.objective.save(hidden)
             write_digests(hidden)
             files.publish(hidden, final)
             self.run.prune_checkpoints(self.keep, step)

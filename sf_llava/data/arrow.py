@@ -9,6 +9,7 @@ from PIL import Image
 
 from sf_llava import files
 from sf_llava.data.images import CorruptImageError, LabelledImages, decode, number_names
+from sf_llava.data.masks import Labels, MaskedImages
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -61,6 +62,33 @@ def find_image_column(features: "Features", name: str) -> str:
     if columns:
         raise ValueError(f"{name} has several image columns ({', '.join(columns)}): rename the one to use to 'image'")
     raise ValueError(f"no images in {name}: none of its columns ({', '.join(features)}) is {{bytes, path}} or binary")
+
+
+MASK_COLUMNS = ("mask", "annotation", "segmentation_mask", "label")
+
+
+def pair_masks(dataset: "Dataset", labels: Labels, name: str) -> MaskedImages:
+    """Pair the picture and the mask of every row.
+
+    Raises:
+        ValueError: no column of masks.
+    """
+    return MaskedImages(
+        ArrowImages(dataset, find_image_column(dataset.features, name), name),
+        ArrowImages(dataset, find_mask_column(dataset.features, name), f"{name} mask,"),
+        labels,
+    )
+
+
+def find_mask_column(features: "Features", name: str) -> str:
+    """Return the column that holds the masks, encoded pictures of class numbers."""
+    columns = [column for column in MASK_COLUMNS if column in features and _holds_images(features[column])]
+    if not columns:
+        raise ValueError(
+            f"no masks in {name}: none of its columns ({', '.join(features)}) is {', '.join(MASK_COLUMNS)} with "
+            "encoded pictures"
+        )
+    return columns[0]
 
 
 def _holds_images(feature: Any) -> bool:

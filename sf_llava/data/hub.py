@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from sf_llava.data.arrow import ArrowImages, find_image_column, find_label_column, label_images
+from sf_llava.data.arrow import ArrowImages, find_image_column, find_label_column, label_images, pair_masks
 from sf_llava.data.images import LabelledImages
+from sf_llava.data.masks import Labels, MaskedImages
 from sf_llava.extras import require
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def open_labelled(where: str) -> LabelledImages:
     dataset = _load(where, "validation")
     images = ArrowImages(dataset, find_image_column(dataset.features, where), where)
     return label_images(dataset, images, find_label_column(dataset.features, where))
+
+
+def open_masked(where: str, labels: Labels) -> MaskedImages:
+    """Open pictures and masks of a hub data set; the split is ``train`` unless named."""
+    return pair_masks(_load(where, "train"), labels, where)
 
 
 def _load(where: str, default_split: str) -> "Dataset":

@@ -102,7 +102,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise CorruptImageError(f"{name}: empty file")
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(io.BytesIO(data), formats=known_formats())
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
         return to_rgb(image)
@@ -111,7 +111,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def known_formats() -> tuple[str, ...]:
     """Return the formats that this build of Pillow can read."""
     Image.init()
     return tuple(format for format in FORMATS if format in Image.OPEN)

@@ -7,8 +7,16 @@ as the pictures themselves) and memory-maps it. For bootstrapping no other colum
 import glob
 from typing import TYPE_CHECKING
 
-from sf_llava.data.arrow import ArrowImages, find_image_column, find_label_column, label_images
+from sf_llava.data.arrow import (
+    ArrowImages,
+    find_image_column,
+    find_label_column,
+    find_mask_column,
+    label_images,
+    pair_masks,
+)
 from sf_llava.data.images import LabelledImages
+from sf_llava.data.masks import Labels, MaskedImages
 from sf_llava.data.paths import find_files
 from sf_llava.extras import require
 
@@ -29,6 +37,13 @@ def open_labelled(where: str) -> LabelledImages:
     image_column, label_column = find_image_column(features, where), find_label_column(features, where)
     dataset = _read(files, [image_column, label_column], where)
     return label_images(dataset, ArrowImages(dataset, image_column, where), label_column)
+
+
+def open_masked(where: str, labels: Labels) -> MaskedImages:
+    """Open the picture and the mask column of the parquet files at ``where``."""
+    files, features = _inspect(where)
+    columns = [find_image_column(features, where), find_mask_column(features, where)]
+    return pair_masks(_read(files, columns, where), labels, where)
 
 
 def _inspect(where: str) -> tuple[list[str], "Features"]:

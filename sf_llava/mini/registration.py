@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sf_llava.data.images import ImageSource, LabelledImages
+    from sf_llava.data.masks import MaskedSource
     from sf_llava.retrieval.pairs import CaptionedImages
     from sf_llava.scienceqa.problems import Problem, ScienceQA
     from sf_llava.zero_shot.class_names import ClassSet
@@ -17,6 +18,7 @@ DOMAINS = {"": "scene", "diagrams": "diagram", "both": "both"}
 USAGE = "mini, mini:diagrams, mini:both"
 NUM_CAPTIONED = 500
 NUM_LABELLED_FOR_TRAINING = 12_800
+NUM_MASKED, NUM_MASKED_FOR_VALIDATION = 50_000, 500
 EXAMPLES = ((12, "relation"), (4, "extreme"), (18, "marker"), (38, "arrow"))  # pictures for testing, kinds
 
 
@@ -26,6 +28,7 @@ def register(clip: Path, llava: Path, student: Path) -> None:
     catalogue.IMAGES.register("mini-test", open_test_images)
     catalogue.LABELLED.register("mini", open_labelled, USAGE)
     catalogue.LABELLED.register("mini-train", open_labelled_for_training)
+    catalogue.MASKED.register("mini", open_masked, USAGE)
     catalogue.CAPTIONS.register("mini", open_captions, USAGE)
     catalogue.QUESTIONS.register("mini", open_questions, "mini[:N]")
     catalogue.QUESTIONS.register("mini-described", open_described)
@@ -69,6 +72,14 @@ def open_labelled_for_training(where: str) -> "LabelledImages":
 
     images = MiniLabelledImages(_domain(where), NUM_LABELLED_FOR_TRAINING, split="train")
     return LabelledImages(images, images.labels, images.class_names)
+
+
+def open_masked(where: str, split: str) -> "MaskedSource":
+    """Draw pictures with the mask of what was drawn: the ground, shapes, in diagrams bars and regions too."""
+    from sf_llava.mini.world.masks import MiniMaskedImages
+
+    size = NUM_MASKED if split == "train" else NUM_MASKED_FOR_VALIDATION
+    return MiniMaskedImages(_domain(where), size, split)
 
 
 def open_captions(where: str) -> "CaptionedImages":

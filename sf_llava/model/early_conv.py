@@ -22,10 +22,10 @@ class EarlyConvolution(nn.Module):
         self.conv = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map (B, 3, S, S) normalised pixels to (B, S/4, S/4, C) features, channels last."""
+        """Map (B, 3, H, W) normalised pixels to (B, H/4, W/4, C) features, channels last."""
         if _may_be_parted(pixel_values):
-            side = pixel_values.shape[-1] // 2
-            images = max(1, PART_BYTES // (self.channels * side**2 * pixel_values.element_size()))
+            height, width = (side // 2 for side in pixel_values.shape[-2:])
+            images = max(1, PART_BYTES // max(1, self.channels * height * width * pixel_values.element_size()))
             if images < pixel_values.shape[0]:
                 return torch.cat([self._convolve(part) for part in pixel_values.split(images)])
         return self._convolve(pixel_values)

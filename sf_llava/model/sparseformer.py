@@ -30,7 +30,7 @@ from sf_llava.model.pooling import AttentionPooling
 from sf_llava.model.rois import initial_rois
 from sf_llava.ops import place_points
 
-OPTIONS = ("num_latents", "output_hidden_states", "output_sampling_points", "return_dict")
+OPTIONS = ("num_latents", "output_features", "output_hidden_states", "output_sampling_points", "return_dict")
 HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
 """Of ``save_pretrained``: where a model goes its image processor goes too."""
 MISSPELT = 0.78
@@ -52,6 +52,7 @@ class SparseFormerOutput(ModelOutput):
             layers that were not.
         rois: (B, I + 1, N, 4) RoIs before the first and after every iteration, corners as image fractions, float32.
         sampling_points: (B, N, P, 2) points of the last sampling as image fractions, float32, where asked for.
+        features: (B, H/4, W/4, C) the early convolution's map, channels last, where asked for.
     """
 
     image_embeds: Tensor | None = None
@@ -61,6 +62,7 @@ class SparseFormerOutput(ModelOutput):
     hidden_states: tuple[Tensor | None, ...] | None = None
     rois: Tensor | None = None
     sampling_points: Tensor | None = None
+    features: Tensor | None = None
 
 
 class SparseFormerModel(PreTrainedModel):
@@ -116,12 +118,13 @@ class SparseFormerModel(PreTrainedModel):
         output_sampling_points: bool = False,
         return_dict: bool | None = None,
         num_latents: int | None = None,
+        output_features: bool = False,
         **kwargs: Any,
     ) -> SparseFormerOutput | tuple:
         """Read images.
 
         Args:
-            pixel_values: (B, 3, S, S) normalised pixels.
+            pixel_values: (B, 3, S, S) normalised pixels; (B, 3, H, W) works as well.
             output_hidden_states: True for all hidden states of the cortex; a layer (LLaVA's ``-2``) or several for
                 those alone, counted as in ``hidden_states``. Blocks beyond the last layer named are not computed, and
                 then nothing that needs them is returned. Default: the configuration's.
@@ -129,6 +132,7 @@ class SparseFormerModel(PreTrainedModel):
             return_dict: a tuple comes back where this is False. Default: the configuration's.
             num_latents: N of this call, for an elastic encoder; one that is not the configuration's starts on the
                 balanced grid. Default: the configuration's.
+            output_features: return the early convolution's map, as dense prediction reads it.
             kwargs: what hosts hand down to every part of a model (transformers' ``TransformersKwargs``: the number of
                 items in the batch, ``output_attentions`` for their own layers, ...), ignored.
 
@@ -160,6 +164,7 @@ class SparseFormerModel(PreTrainedModel):
             hidden_states=hidden_states if layers else None,
             rois=focus.rois,
             sampling_points=place_points(focus.rois[:, -1], focus.offsets) if output_sampling_points else None,
+            features=features if output_features else None,
         )
         return output.to_tuple() if return_dict is False else output
 

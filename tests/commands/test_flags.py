@@ -14,7 +14,8 @@ OWN = {
         "benchmark ops",
         "benchmark encoder",
         "benchmark export",
-    },  # by the model; several at once
+        "segment train",
+    },  # by the model; several at once; by the recipe
     "conversation": {"convert llava"},  # has no model whose own there is
     "device": {"reproduce", "swap-table"},  # train, on what accelerate chooses
     "dtype": {"reproduce", "publish", "recover", "convert llava"},  # those that can be trained in; those of files
