@@ -72,21 +72,26 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone", choices=["student", "random", "teacher", "unet"], default="student", help="(%(default)s)"
     )
-    parser.add_argument("--recipe", choices=["mini", "ade20k"], help="(default: mini on the drawn world, else ade20k)")
-    parser.add_argument("--num-latents", type=LATENTS, metavar="N", help="of the encoder (recipe: 256; mini: 32)")
-    parser.add_argument("--image-size", type=PIXELS, metavar="N", help="side of a view (recipe: 512; mini: 64)")
+    parser.add_argument("--recipe", choices=["mini", "small", "ade20k"], help="(mini on the drawn world, else ade20k)")
+    parser.add_argument("--num-latents", type=LATENTS, metavar="N", help="of the encoder (ade20k: 256; others: 32)")
+    parser.add_argument("--image-size", type=PIXELS, metavar="N", help="side of a view (ade20k: 512; others: 64)")
     parser.add_argument("--freeze", action="store_true", help="train the head alone")
-    parser.add_argument("--steps", type=cli.POSITIVE_INT, metavar="N", help="(recipe: 80,000; mini: 600)")
+    parser.add_argument("--steps", type=cli.POSITIVE_INT, metavar="N", help="(ade20k: 80,000; others: 600)")
     parser.add_argument("--micro-batch-size", type=cli.BATCH, metavar="N", help="of a batch, at once in a process")
-    parser.add_argument("--lr", type=cli.POSITIVE, metavar="X", help="of the head (recipe: 2e-4; mini: 2e-3)")
+    parser.add_argument("--lr", type=cli.POSITIVE, metavar="X", help="of the head (ade20k: 2e-4; others: 2e-3)")
     parser.add_argument(
-        "--encoder-lr-scale", type=cli.NON_NEGATIVE, metavar="X", help="of the encoder, relative (0.1; mini: 0.25)"
+        "--encoder-lr-scale",
+        type=cli.NON_NEGATIVE,
+        metavar="X",
+        help="of the encoder, relative (ade20k: 0.1; others: 0.25)",
     )
-    parser.add_argument("--drop-path", type=SHARE, metavar="X", help="in the last block (recipe: 0.3; mini: 0)")
+    parser.add_argument(
+        "--drop-path", type=SHARE, metavar="X", help="in the last block (ade20k: 0.3; small: 0.1; mini: 0)"
+    )
     parser.add_argument("--save-every", type=cli.POSITIVE_INT, default=500, metavar="N", help="steps (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output; start it if it is none")
     parser.add_argument(
-        "--batch-size", type=cli.BATCH, metavar="N", help="views a step, of all processes (recipe: 32; mini: 16)"
+        "--batch-size", type=cli.BATCH, metavar="N", help="views a step, of all processes (ade20k: 32; others: 16)"
     )
     cli.add_flags(parser, "teacher", "output", "seed", "device", "dtype", "workers", output="runs/segment")
 

@@ -87,8 +87,13 @@ class PatchBackbone(nn.Module):
         self.register_buffer("cells", torch.cat([corners, corners + side], dim=-1), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> Seen:
-        """See pixels (B, 3, S, S) of the teacher's size."""
+        """See pixels (B, 3, S, S) of the teacher's size, the only one; any other is a ValueError."""
         teacher = self.teacher
+        if pixel_values.shape[-2:] != (teacher.image_size, teacher.image_size):
+            raise ValueError(
+                f"{teacher.name} reads {teacher.image_size} x {teacher.image_size} pixels, not "
+                f"{tuple(pixel_values.shape[-2:])}: predict by windows (`mode` slide)"
+            )
         tokens = teacher.embed(pixel_values.to(teacher.dtype))
         for index in range(teacher.num_hidden_layers):
             tokens = teacher.run_block(index, tokens)

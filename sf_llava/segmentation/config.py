@@ -6,20 +6,21 @@ from typing import Any
 from sf_llava.segmentation.head import HeadConfig
 from sf_llava.segmentation.segmenter import BACKBONES, Backbone
 
+SMALL = dict(
+    num_latents=32, image_size=64, steps=600, warmup_steps=30, batch_size=16, lr=2e-3, encoder_lr_scale=0.25,
+    head=HeadConfig(width=128, num_heads=2, mlp_width=512, num_convolutions=1),
+)  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "ade20k": dict(
         num_latents=256, image_size=512, steps=80_000, warmup_steps=1500, batch_size=32, lr=2e-4, encoder_lr_scale=0.1,
         drop_path=0.3, scale=(0.5, 2.0), flip=0.5, max_share=0.75, recolour=True, head=HeadConfig(),
     ),
-    "mini": dict(
-        num_latents=32, image_size=64, steps=600, warmup_steps=30, batch_size=16, lr=2e-3, encoder_lr_scale=0.25,
-        drop_path=0.0, scale=(1.0, 1.0), flip=0.0, max_share=1.0, recolour=False,
-        head=HeadConfig(width=128, num_heads=2, mlp_width=512, num_convolutions=1),
-    ),
+    "mini": SMALL | dict(drop_path=0.0, scale=(1.0, 1.0), flip=0.0, max_share=1.0, recolour=False),
+    "small": SMALL | dict(drop_path=0.1, scale=(0.75, 2.0), flip=0.5, max_share=0.75, recolour=True),
 }  # fmt: skip
 """ade20k is the paper's: 80,000 steps, 256 latents, the rates, drop path and augmentation of ViT-Adapter-B on AugReg,
 which it follows (2e-5 for the encoder, ten times that for the head, linear decay; 4 pictures on each of 8 devices).
-mini is for the drawn world."""
+mini is for the drawn world, small for photographs on encoders of its size."""
 
 MAY_CHANGE = ("output", "device", "workers", "save_every", "keep_checkpoints")
 """Settings that may differ between a run and its resumption: they change no number."""

@@ -114,5 +114,5 @@ def test_what_makes_no_run_is_a_sentence(pairs, encoder_dir, tmp_path):
         train(config(pairs, clip, tmp_path / "c"))
     with pytest.raises(ValueError, match="unknown `backbone` 'swin'"):
         config(pairs, encoder_dir, tmp_path / "d", backbone="swin")
-    with pytest.raises(ValueError, match="unknown `recipe` 'coco': expected ade20k, mini"):
+    with pytest.raises(ValueError, match="unknown `recipe` 'coco': expected ade20k, mini, small"):
         SegmentConfig.of("coco")

@@ -91,6 +91,8 @@ def test_patches_have_their_cells_for_rois(tmp_path):
     features, tokens, rois = backbone(torch.randn(2, 3, 32, 32))
     assert features.shape == (2, 8, 8, 64) and tokens.shape == (2, 16, 32)
     assert rois[0, 0].tolist() == [0, 0, 0.25, 0.25] and rois[1, 5].tolist() == [0.25, 0.25, 0.5, 0.5]
+    with pytest.raises(ValueError, match=r"reads 32 x 32 pixels, not \(32, 64\): predict by windows"):
+        backbone(torch.randn(1, 3, 32, 64))
     read = {name for name, weight in teacher.named_parameters() if weight.requires_grad}
     assert read and not any("text" in name or "visual_projection" in name for name in read)
     assert any("encoder.layers.0" in name for name in read) and any("position" in name for name in read)
