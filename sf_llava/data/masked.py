@@ -6,7 +6,6 @@ from sf_llava import catalogue
 from sf_llava.data import hub, mask_folders, parquet
 from sf_llava.data.masks import Labels, MaskedSource
 
-SPLITS = ("train", "validation")
 OWN_SPLITS = "ade20k:ROOT, {}"
 OTHERS = "folder:ROOT (with images/ and masks/), parquet:PATH_OR_GLOB, hub:NAME[:SPLIT]"
 

@@ -76,6 +76,8 @@ def _train(config: SegmentConfig, accelerator: Accelerator, run: RunDirectory, c
     )
     for name, source in ((config.data, data), (config.val_data, held_out)):
         accelerator.print(describe(name, source))
+    if tuple(data.class_names) != tuple(held_out.class_names):
+        raise ValueError(f"{config.data} and {config.val_data} have other classes: give both the same names")
     torch.manual_seed(config.seed)
     segmenter = build_segmenter(config, data.class_names, accelerator.device.type == "cpu")
     costs = measure_costs(segmenter)
@@ -125,38 +127,38 @@ def build_segmenter(config: SegmentConfig, class_names: tuple[str, ...], on_cpu:
         ValueError: no SparseFormer, or no teacher of this encoder.
     """
     encoder = resize(load_encoder(config.encoder), config.num_latents, config.image_size)
-    encoder.set_attn_implementation("eager" if on_cpu else "sdpa")  # whose backward is slower on a CPU
-    shape = encoder.config
-    side = config.image_size
-    interpolation = shape.interpolation
-    preprocessing = Preprocessing(side, shape.image_mean, shape.image_std, interpolation)
-    classes = len(class_names)
     if config.backbone == "teacher":
-        name = config.teacher or teacher_of(config.encoder)
-        if name is None:
-            raise ValueError(f"{config.encoder} does not say which teacher it was made from: name it with `teacher`")
-        teacher = load_teacher(name)
-        if teacher.image_size != side:
-            raise ValueError(f"teacher {name} reads {teacher.image_size} pixels a side: expected `image_size` {side}")
-        patches = PatchBackbone(teacher)
-        teacher.requires_grad_(not config.freeze)
-        if not config.freeze:
-            patches.freeze_unread()
-        net = TokenNet(patches, classes, config.head)
-        preprocessing = Preprocessing(
-            side, teacher.preprocessing.mean, teacher.preprocessing.std, teacher.preprocessing.interpolation
-        )
-        return Segmenter(net, "teacher", class_names, preprocessing, {"teacher": name}, config.head)
+        return _build_on_teacher(config, class_names)
     if config.backbone == "random":
-        encoder = SparseFormerModel(shape)
+        encoder = SparseFormerModel(encoder.config)
+    encoder.set_attn_implementation("eager" if on_cpu else "sdpa")  # whose backward is slower on a CPU
+    shape, side = encoder.config, config.image_size
+    preprocessing = Preprocessing(side, shape.image_mean, shape.image_std, shape.interpolation)
     backbone = LatentBackbone(encoder, config.drop_path)
     encoder.requires_grad_(not config.freeze)
     backbone.freeze_unread()
-    latents = TokenNet(backbone, classes, config.head)
+    net = TokenNet(backbone, len(class_names), config.head)
     if config.backbone == "unet":
-        unet = unet_of_cost(classes, side, count_multiply_adds(latents, side))
+        unet = unet_of_cost(len(class_names), side, count_multiply_adds(net, side))
         return Segmenter(unet, "unet", class_names, preprocessing, {"width": unet.stem.out_channels})
-    return Segmenter(latents, config.backbone, class_names, preprocessing, {}, config.head)
+    return Segmenter(net, config.backbone, class_names, preprocessing, {}, config.head)
+
+
+def _build_on_teacher(config: SegmentConfig, class_names: tuple[str, ...]) -> Segmenter:
+    name = config.teacher or teacher_of(config.encoder)
+    if name is None:
+        raise ValueError(f"{config.encoder} does not say which teacher it was made from: name it with `teacher`")
+    teacher, side = load_teacher(name), config.image_size
+    if teacher.image_size != side:
+        raise ValueError(f"teacher {name} reads {teacher.image_size} pixels a side: expected that as `image_size`")
+    backbone = PatchBackbone(teacher)
+    teacher.requires_grad_(not config.freeze)
+    if not config.freeze:
+        backbone.freeze_unread()
+    given = teacher.preprocessing
+    preprocessing = Preprocessing(side, given.mean, given.std, given.interpolation)
+    net = TokenNet(backbone, len(class_names), config.head)
+    return Segmenter(net, "teacher", class_names, preprocessing, {"teacher": name}, config.head)
 
 
 def measure_costs(segmenter: Segmenter) -> dict[str, int]:
