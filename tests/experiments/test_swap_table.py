@@ -87,14 +87,20 @@ def test_a_llm_is_asked_with_its_own_recipe(series):
     assert (second.objective.align_text, second.objective.llava) == ("set=0.3+llm=4", "mini")
 
 
-def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):
-    shares = {"set": 0.5, "readout": 0.7, "set+readout": 0.6}
+def test_alignments_are_compared_on_validation_questions_the_best_first(series, monkeypatch):
+    shares = {"set": 0.5, "layers": 0.7, "set+readout": 0.6}
     asked = []
 
-    def ask(self, student, split="test", **options):
-        asked.append((student, split))
-        return {"image_accuracy": shares[student.align]}
+    def ask(self, student, split="test", placed=False):
+        asked.append((student, split, placed))
+        self.train(student)
+        return {"image_accuracy": shares[student.align] + 0.1 * placed}
 
     monkeypatch.setattr(SwapSeries, "ask", ask)
-    assert list(series.choose_alignment(list(shares), 16, 0)) == ["readout", "set+readout", "set"]
-    assert asked == [(Student(16, 0, align), "validation") for align in shares]
+    found = series.compare_alignments(list(shares), 16, 0)
+    assert [(row["align"], row["plain"], round(row["placed"], 3)) for row in found] == [
+        ("layers", 0.7, 0.8), ("set+readout", 0.6, 0.7), ("set", 0.5, 0.6),
+    ]  # fmt: skip
+    assert all(row["pictures"] == 8 and row["seconds"] > 0 and 0 <= row["zero_shot"] <= 1 for row in found)
+    assert asked == [(Student(16, 0, align), "validation", placed) for align in shares for placed in (False, True)]
+    assert read_json(series.output / "students" / "16-seed0-layers" / "config.json")["llava"] == "mini"
