@@ -25,6 +25,7 @@ from sf_llava.scienceqa import CONTROLS
 LATENTS = cli.Number(int, 1, 2**16)
 SEEDS = cli.Number(int, 1, 1000)
 QUESTIONS = cli.Number(int, 2, 10**6)
+PICTURES = cli.Number(int, 1, 10**9)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -54,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="losses of the continuation through the LLM; none: leave it out (%(default)s)",
     )
     parser.add_argument("--questions", type=QUESTIONS, default=6400, help="half of them have an image (%(default)s)")
-    parser.add_argument("--steps", type=cli.POSITIVE_INT, help="of the bootstrap (the recipes': 46,080 pictures each)")
+    parser.add_argument("--pictures", type=PICTURES, help="of every bootstrap, with any losses (the recipes': 46,080)")
     parser.add_argument(
         "--continued-steps",
         type=cli.POSITIVE_INT,
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, processor = load_llava(arguments.model)
     series = swap_table.SwapSeries(
         BootstrapConfig.of(device=arguments.device, threads=arguments.threads),
-        arguments.steps,
+        arguments.pictures,
         arguments.continued_steps,
         Path(arguments.output),
         arguments.model,

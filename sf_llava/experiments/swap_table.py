@@ -54,7 +54,7 @@ class SwapSeries:
 
     Attributes:
         common: numbers that every bootstrap shares (device, dtype, threads).
-        steps: of the bootstrap; None for the recipe's: with and without alignment these are equally many pictures.
+        pictures: of every bootstrap, in steps of its recipe's batch; None for the recipes' own, which are equally many.
         continued_steps: of the continuation; None for the recipe's, which has more where a LLM is asked.
         output: directory of all runs and answers.
         llava: name of the LLaVA, which alignment with its LLM loads.
@@ -65,7 +65,7 @@ class SwapSeries:
     """
 
     common: BootstrapConfig
-    steps: int | None
+    pictures: int | None
     continued_steps: int | None
     output: Path
     llava: str
@@ -84,7 +84,10 @@ class SwapSeries:
         """The runs that make a student, in order."""
         first = replace(student, continued=None)
         config = self.common.but(num_latents=student.num_latents, seed=student.seed, resume=True)
-        stages = [config.but(stage="mini", steps=self.steps, output=self._run(first), **self._aligned(student.align))]
+        stage = config.but(stage="mini", output=self._run(first), **self._aligned(student.align))
+        if self.pictures is not None:
+            stage = stage.but(steps=max(1, self.pictures // stage.optimiser.batch_size))
+        stages = [stage]
         if student.continued is not None:
             asked = dict(stage="scienceqa", steps=self.continued_steps, **self._aligned(student.continued))
             stages.append(config.but(init_from=self._run(first), output=self._run(student), **asked))

@@ -26,7 +26,7 @@ def series(tmp_path_factory):
     processor = build_processor(tokenizer, chat_template("vicuna_v1"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sf_llava.bootstrap.run.measure_zero_shot", lambda *arguments: None)  # on 2,560 pictures a run
-        yield SwapSeries(common, 2, 1, tmp_path_factory.mktemp("swaps"), "mini", model, processor, 24)
+        yield SwapSeries(common, 8, 1, tmp_path_factory.mktemp("swaps"), "mini", model, processor, 24)
 
 
 def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
@@ -49,9 +49,11 @@ def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_los
 
 
 def test_students_of_equal_budget_are_compared_and_the_budget_is_said(series):
-    whole = replace(series, common=BootstrapConfig.of(device="cpu"), steps=None)
-    runs = {align: whole.stages(Student(16, 0, align))[0] for align in ("none", "set+readout+position")}
-    assert len({run.optimiser.steps * run.optimiser.batch_size for run in runs.values()}) == 1
+    for pictures in (None, 23040):
+        whole = replace(series, common=BootstrapConfig.of(device="cpu"), pictures=pictures)
+        runs = [whole.stages(Student(16, 0, align))[0] for align in ("none", "set+readout+position")]
+        assert {run.optimiser.steps * run.optimiser.batch_size for run in runs} == {pictures or 46080}
+        assert len({run.optimiser.steps for run in runs}) == 2
     student = Student(16, 0, continued="set")
     series.train(student)
     seconds = [read_json(series.output / "students" / name / "results.json")["seconds"]
@@ -74,8 +76,8 @@ def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(s
             different.ask(ORIGINAL)
     student = Student(16, 0, continued="set")
     series.ask(student)
-    assert replace(series, steps=3).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
-    for different in (replace(series, steps=3), replace(series, continued_steps=None)):
+    assert replace(series, pictures=12).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
+    for different in (replace(series, pictures=12), replace(series, continued_steps=None)):
         with pytest.raises(ValueError, match="16-seed0-none-then-set holds answers of other settings"):
             different.ask(student)
 
