@@ -82,6 +82,11 @@ def find_kind(state: Mapping[str, Tensor]) -> str:
             "take the released file whose name ends in _converted.pth"
         )
     if any(name in state for name in BOOTSTRAPPED):
+        if state[CONVOLUTION].dim() == 5:
+            raise ValueError(
+                "a bootstrapped SparseFormer of the video code, which gives RoIs in space and time no position "
+                "encoding and so is unfinished for these models: v1 files alone make models of clips"
+            )
         return f"bootstrapped from {'AugReg' if 'proj.bias' in state else 'CLIP'}"
     if not any(name in state for name in V1):
         raise ValueError(

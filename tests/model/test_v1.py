@@ -11,7 +11,7 @@ from sf_llava.commands.convert import main as convert
 from sf_llava.configuration import IMAGENET_MEAN, preset
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import is_v1, load_encoder, load_v1
-from sf_llava.model.official import convert_official, find_kind, load_official
+from sf_llava.model.official import CONVOLUTION, convert_official, find_kind, load_official
 from sf_llava.model.v1 import SparseFormerV1Config, SparseFormerV1Model, v1_preset
 from sf_llava.model.v1.video import inflate
 
@@ -66,6 +66,7 @@ def test_the_kind_of_a_file_is_told_by_its_tensors(layout, tmp_path):
     assert config.image_mean == IMAGENET_MEAN and config.crop_fraction == 224 / 256
 
 
+BOOTSTRAPPED_CLIPS = {"cls_embedding.weight": torch.zeros(1, 128), CONVOLUTION: torch.zeros(6, 3, 1, 7, 7)}
 DAMAGE = {
     "missing": (lambda state: state.pop("layers.2.adaptive_mixing.m_beta"), r"missing: cortex.0.mixing.channel_bias"),
     "unexpected": (lambda state: state.update({"layers.3.extra": torch.zeros(1)}), r"unexpected: cortex.1.extra"),
@@ -79,7 +80,11 @@ DAMAGE = {
         "hidden_size 129 is not a multiple",
     ),
     "centres and sizes": (lambda state: state.update({"token_roi_cc.weight": torch.zeros(4, 2)}), r"_converted\.pth"),
-    "no convolution": (lambda state: state.pop("feat_extractor.conv1.weight"), "no tensor feat_extractor.conv1.weight"),
+    "bootstrapped clips": (
+        lambda state: state.update(BOOTSTRAPPED_CLIPS),
+        "bootstrapped SparseFormer of the video code",
+    ),
+    "no convolution": (lambda state: state.pop(CONVOLUTION), "no tensor feat_extractor.conv1.weight"),
     "a head alone": (lambda state: [state.pop(name) for name in list(state) if "layers" in name], "expected one of"),
 }
 
