@@ -13,10 +13,12 @@ from sf_llava.llava.package import old_transformers
 
 old_transformers.prepare()
 
-import sf_llava.model  # noqa: E402 (registers)
+import sf_llava.model  # noqa: E402, F401 (registers)
 
 if int(transformers.__version__.split(".")[0]) >= 5:  # the one that the llava package pins knows no tiles
-    import sf_llava.llava.tiles  # noqa: F401 (registers)
+    from sf_llava.llava import tiles
+
+    tiles.register()
 
 _MODULES = {
     "swap": "sf_llava.llava.swapping",

@@ -30,6 +30,7 @@ from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.families import MODELS, why_not
 from sf_llava.llava.original_tokens import load_tokenizer
 from sf_llava.llava.original_towers import PREFIX, NamedTower, describe_tower
+from sf_llava.llava.placed import FIELD, PlacedLlava
 from sf_llava.model.loading import HUB_NAME, forget_code
 from sf_llava.weights.conversion import check_output, write_conversion
 from sf_llava.weights.fit import describe_misfit, some
@@ -85,7 +86,8 @@ def load_llava(
         placement: ``device_map``, ``quantization_config``, ``offload_folder`` and the like, for ``from_pretrained``.
 
     Returns:
-        (model in eval mode, processor).
+        (model in eval mode, processor). A model that was published with positions and bias reads with them in every
+        call (placed.py).
 
     Raises:
         ValueError: an unknown dtype, nothing there, weights are missing, the directory describes a LLaVA that
@@ -106,7 +108,8 @@ def load_llava(
             )
         if tower is not None:
             raise ValueError(f"{path} holds its vision tower itself: a tower is named for the original format alone")
-        model, report = _read_model(path, MODELS[raw["model_type"]], dtype=dtype, **placement)
+        kind = MODELS[raw["model_type"]] if raw.get(FIELD) is None else PlacedLlava
+        model, report = _read_model(path, kind, dtype=dtype, **placement)
         _check_report(path, report)
         with read_by_transformers(f"the processor in {path}"):
             processor = _read_processor(path, with_videos="video" in model.input_modalities)

@@ -8,8 +8,8 @@ classes here, which lay a picture of K tiles out as
     a picture that is one view alone (of several in a OneVision prompt):  T + 1
     a video of F frames: F T, in OneVision with one newline behind it
 
-Their configurations have names of their own, so that a saved directory loads as what it is; importing this registers
-them with transformers' Auto classes.
+Their configurations have names of their own, so that a saved directory loads as what it is once :func:`register` has
+made them known to transformers' Auto classes, as importing ``sf_llava.llava`` does.
 
 Letters: V views of a picture (the whole of it, then K tiles), T tokens a view (N latents, one more with CLS), W width
 of the LLM.
@@ -243,8 +243,13 @@ LLAVA_ONEVISION = Flat(
 )
 
 
+def register() -> None:
+    """Make saved directories known to transformers, and the names under which their stock models' weights are saved."""
+    for flat in (LLAVA_NEXT, LLAVA_NEXT_VIDEO, LLAVA_ONEVISION):
+        _register(flat)
+
+
 def _register(flat: Flat) -> None:
-    """Make a saved directory known to transformers, and the names under which its stock model's weights are saved."""
     AutoConfig.register(flat.config.model_type, flat.config, exist_ok=True)  # type: ignore[attr-defined]
     AutoModel.register(flat.config, flat.inner, exist_ok=True)
     AutoModelForImageTextToText.register(flat.config, flat.model, exist_ok=True)
@@ -255,7 +260,3 @@ def _register(flat: Flat) -> None:
     ):
         if (names := get_checkpoint_conversion_mapping(stock)) is not None:
             register_checkpoint_conversion_mapping(own, names, overwrite=True)
-
-
-for _flat in (LLAVA_NEXT, LLAVA_NEXT_VIDEO, LLAVA_ONEVISION):
-    _register(_flat)
