@@ -21,7 +21,7 @@ from sf_llava.llava.hooks import read_prompts, weigh_latents
 from sf_llava.llava.host import embed_prompts, find_llava, refuse_tiles
 from sf_llava.llava.reading import Reading, reading_of, see
 
-WHAT = "positions by RoI centre and an attention bias"
+POSITIONS_AND_BIAS = "positions by RoI centre and an attention bias"
 
 
 class PromptInPlace(NamedTuple):
@@ -47,7 +47,7 @@ def embed_in_place(
         ValueError: another tower, one that is read at several layers, or a LLaVA that cuts pictures into tiles.
     """
     model = find_llava(model)
-    refuse_tiles(model, WHAT)
+    refuse_tiles(model, POSITIONS_AND_BIAS)
     return embed(model, inputs, reading_of(model, num_patches))
 
 
@@ -90,7 +90,7 @@ def generate_in_place(
             generating in which the LLM is asked for other tokens than the prompt's and its answer's.
     """
     model = find_llava(model)
-    refuse_tiles(model, WHAT)
+    refuse_tiles(model, POSITIONS_AND_BIAS)
     length = inputs["input_ids"].shape[1]
     if inputs.get("pixel_values") is None:
         given = {name: value for name, value in inputs.items() if value is not None}

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tiny_hosts import GRID, IMAGE, SIDE, TILED, VIDEO, make_host, make_host_processor, make_student_of
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sf_llava.llava import encode_prompts, load_llava, restore, swap, swapped
-from sf_llava.llava.tiles import count_tokens, count_views, lay_flat
+from sf_llava.llava import encode_prompts, linear_modules, load_llava, restore, swap, swapped
+from sf_llava.llava.tiles import LLAVA_NEXT, count_tokens, count_views, lay_flat
 
 N = 5
 PROMPT = "USER: <image> what is in the image ? ASSISTANT:"
@@ -84,6 +85,17 @@ def test_restore_brings_every_bit_and_class_back(host):
     assert (type(model), type(model.model), type(processor)) == kinds
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert torch.equal(logits(model, processor), before)
+
+
+def test_one_in_half_precision_inside_peft_is_changed_and_restored():
+    model, processor = make_host("next").to(torch.bfloat16), make_host_processor("next")
+    inputs = encode_prompts(processor, [PROMPT], [[PICTURES[0]]]).to(torch.bfloat16)
+    before = model(**inputs).logits
+    wrapped = get_peft_model(model, LoraConfig(target_modules=linear_modules(model, ["llm"])))
+    with swapped(wrapped, processor, make_student_of("next", N)) as record:
+        assert record.encoder.dtype == torch.bfloat16 and isinstance(model, LLAVA_NEXT.model)
+        wrapped(**encode_prompts(processor, [PROMPT], [[PICTURES[0]]]).to(torch.bfloat16))
+    assert torch.equal(wrapped(**inputs).logits, before) and not isinstance(model, LLAVA_NEXT.model)
 
 
 def test_what_does_not_fit_changes_nothing(host):
