@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from sf_llava.llava.host import find_llava
-from sf_llava.llava.tokens import PROCESSOR_FIELDS, check_processor, count_extra_tokens, count_patches
+from sf_llava.llava.host import find_llava, refuse_tiles
+from sf_llava.llava.reading import strategy_of
+from sf_llava.llava.tokens import check_processor, count_extra_tokens, count_patches, keep_fields
 
 SIDE = 2  # of the squares of patches that leave one token
 SEED = 0
@@ -81,18 +82,19 @@ def reduced(model: LlavaForConditionalGeneration, processor: LlavaProcessor, kin
     """Let ``model`` read a quarter of its visual tokens while the context is open, by a kind of :data:`REDUCERS`.
 
     Raises:
-        ValueError: the patches do not divide into squares of 2 x 2, or cannot be counted.
+        ValueError: the patches do not divide into squares of 2 x 2, or cannot be counted, or a LLaVA with tiles.
     """
     model = find_llava(model, to_change=True)
+    refuse_tiles(model, f"a tower of the kind {kind}")
     check_processor(processor)
     num_patches = count_patches(model.config.vision_config)
     rows = math.isqrt(num_patches)
     if rows % SIDE:
         raise ValueError(f"{rows} x {rows} patches do not divide into squares of {SIDE} x {SIDE}")
-    tower, before = model.model.vision_tower, {name: getattr(processor, name) for name in PROCESSOR_FIELDS}
+    tower, before = model.model.vision_tower, keep_fields(processor)
     processor.patch_size = model.config.vision_config.patch_size * SIDE
     processor.num_additional_image_tokens = count_extra_tokens(model)
-    processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+    processor.vision_feature_select_strategy = strategy_of(model.config)
     model.model.vision_tower = ReducedTower(tower, num_patches, REDUCERS[kind])
     try:
         yield
