@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from sf_llava.measure.encoders import Candidate
-from sf_llava.reduction.diffrate import Schedule, prune_and_merge
+from sf_llava.reduction.diffrate import Schedule, constant_rates, prune_and_merge
 from sf_llava.reduction.grids import average_cells
 from sf_llava.reduction.tome import match, merge
 from sf_llava.teachers.base import Teacher
@@ -168,6 +168,28 @@ class DiffRateTeacher(_CompressedTeacher):
         scores = query[:, :, :1] @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + sizes.log()[:, None, None]
         attention = scores.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
         return prune_and_merge(tokens, sizes, attention, self.schedule.pruned[index], self.schedule.merged[index])
+
+
+REDUCTIONS = ("tome", "diffrate")
+
+
+def reduce_teacher(teacher: Teacher, name: str) -> ReducedTeacher:
+    """Take R tokens away in every block of a teacher.
+
+    Args:
+        teacher: any teacher with CLS.
+        name: ``tome:R``, or ``diffrate:R``, which prunes half of them and merges the other half; rates that were
+            searched are for :class:`DiffRateTeacher`.
+
+    Raises:
+        ValueError: another name, or a teacher without CLS.
+    """
+    kind, _, count = name.partition(":")
+    if kind not in REDUCTIONS or not count.isdecimal() or int(count) < 1:
+        raise ValueError(f"unknown reduction {name!r}; expected tome:R or diffrate:R, R tokens fewer in every block")
+    if kind == "tome":
+        return ToMeTeacher(teacher, int(count))
+    return DiffRateTeacher(teacher, constant_rates(teacher.num_tokens, teacher.num_hidden_layers, int(count)))
 
 
 def pool_tokens(tokens: Tensor, num_tokens: int) -> Tensor:

@@ -4,6 +4,7 @@ DiffRate: Differentiable Compression Rate for Efficient Vision Transformers (ICC
 by gradients; here they are given. Letters: B pictures, T tokens (CLS first), D width.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,15 @@ VIT_L_42_3 = Schedule(
     (197, 197, 196, 194, 193, 192, 187, 183, 181, 173, 154, 146, 137, 127, 123, 114, 105, 98, 87, 75, 43, 45, 32, 32),
 )
 """Published for ViT-L/16 of MAE at 42.3 G multiply-adds."""
+
+
+def constant_rates(num_tokens: int, depth: int, removed: int) -> Schedule:
+    """Take as many of T tokens away in every block as ToMe does with r = ``removed``: half pruned, half merged."""
+    kept = [num_tokens]
+    for _ in range(depth):
+        kept.append(kept[-1] - min(removed, (kept[-1] - 1) // 2))
+    pruned = tuple(before - (before - after) // 2 for before, after in pairwise(kept))
+    return Schedule(pruned, tuple(kept[1:]))
 
 
 def prune_and_merge(
