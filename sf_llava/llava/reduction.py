@@ -9,6 +9,7 @@ width, A heads, W width of the LLM.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,49 +29,40 @@ Projected = dict[str, Tensor]
 PROJECTIONS = ("q_proj", "k_proj")
 
 
+@dataclass(frozen=True)
 class View:
     """What a reduction may look at.
 
     Attributes:
         patches: (B, M, D) of the hidden state that the LLaVA reads.
+        num_first: C.
+        num_heads: A.
+        giving, behind: ``q_proj`` and ``k_proj``, (B, C + M, D), of the block that gave this state and of the one that
+            reads it.
+        projector: of the LLaVA.
     """
 
-    def __init__(
-        self, patches: Tensor, num_first: int, num_heads: int, giving: Projected, behind: Projected, project: nn.Module
-    ) -> None:
-        """Take what the tower computed.
-
-        Args:
-            patches: as above.
-            num_first: C.
-            num_heads: A.
-            giving, behind: ``q_proj`` and ``k_proj``, (B, C + M, D), of the block that gave the patches' state and of
-                the one that reads it.
-            project: the LLaVA's projector.
-        """
-        self.patches = patches
-        self._first, self._heads, self._giving, self._behind, self._project = (
-            num_first,
-            num_heads,
-            giving,
-            behind,
-            project,
-        )
+    patches: Tensor
+    num_first: int
+    num_heads: int
+    giving: Projected
+    behind: Projected
+    projector: nn.Module
 
     @property
     def keys(self) -> Tensor:
         """(B, M, D / A) averaged over heads, of the block that gave the state."""
-        return self._giving["k_proj"][:, self._first :].unflatten(-1, (self._heads, -1)).mean(dim=2)
+        return self.giving["k_proj"][:, self.num_first :].unflatten(-1, (self.num_heads, -1)).mean(dim=2)
 
     @property
     def attention(self) -> Tensor:
         """(B, M) float32, from CLS in the block that gave the state, or from all patches where there is no CLS."""
-        return _attention(self._giving, self._first, self._heads)
+        return _attention(self.giving, self.num_first, self.num_heads)
 
     @property
     def keys_behind(self) -> Tensor:
         """(B, M, D), all heads beside each other, of the block that reads the state."""
-        return self._behind["k_proj"][:, self._first :]
+        return self.behind["k_proj"][:, self.num_first :]
 
     @property
     def cls_attention_behind(self) -> Tensor:
@@ -79,14 +71,14 @@ class View:
         Raises:
             ValueError: the tower has no CLS.
         """
-        if not self._first:
+        if not self.num_first:
             raise ValueError("prumerge follows what CLS attends to, and this LLaVA's tower has no CLS: take visionzip")
-        return _attention(self._behind, self._first, 1)
+        return _attention(self.behind, self.num_first, 1)
 
     @property
     def features(self) -> Tensor:
         """(B, M, W) behind the LLaVA's projector."""
-        return self._project(self.patches)
+        return self.projector(self.patches)
 
 
 def _attention(projected: Projected, num_first: int, num_heads: int) -> Tensor:
