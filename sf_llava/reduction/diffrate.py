@@ -1,7 +1,7 @@
 """Pruning and merging by class attention, as in DiffRate.
 
-DiffRate: Differentiable Compression Rate for Efficient Vision Transformers (ICCV 2023), Sec. 3. Its rates are searched
-by gradients; here they are given. Letters: B pictures, T tokens (CLS first), D width.
+DiffRate: Differentiable Compression Rate for Efficient Vision Transformers (ICCV 2023). Its rates are searched by
+gradients; here they are given. Letters: B pictures, T tokens (CLS first), D width.
 """
 
 from itertools import pairwise

@@ -14,7 +14,7 @@ NEIGHBOURS = 32 / 576  # PruMerge's share of the patches that are added to a tok
 
 
 def zip_tokens(patches: Tensor, keys: Tensor, attention: Tensor, num_tokens: int) -> Reduced:
-    """Keep the tokens that get most attention, merge the others into a few (VisionZip, CVPR 2025, Sec. 3.2).
+    """Keep the tokens that get most attention, merge the others into a few (VisionZip, CVPR 2025, arXiv 2412.04467).
 
     Dominant tokens are those with the most attention. Of the others every so-many-th is a target; the rest go to the
     target of the most similar key. As in the official code, the mean of what goes to a target is added to it.
@@ -49,7 +49,7 @@ def zip_tokens(patches: Tensor, keys: Tensor, attention: Tensor, num_tokens: int
 
 
 def pick_diverse(patches: Tensor, features: Tensor, num_tokens: int) -> Reduced:
-    """Pick tokens that are far from each other (DivPrune, CVPR 2025, Algorithm 1: the max-min diversity problem).
+    """Pick tokens that are far from each other (DivPrune, CVPR 2025, arXiv 2503.02175: max-min diversity, greedily).
 
     The first is the one whose nearest neighbour is farthest, each next one the farthest from all picked before; one
     less the cosine of features is the distance.
@@ -73,13 +73,15 @@ def pick_diverse(patches: Tensor, features: Tensor, num_tokens: int) -> Reduced:
 
 
 def prune_and_merge(patches: Tensor, keys: Tensor, attention: Tensor, num_tokens: int) -> Reduced:
-    """Keep the tokens that CLS looks at, add to each its like, one token for the rest (PruMerge, ICCV 2025, Sec. 3).
+    """Keep the tokens that CLS looks at, add its like to each, and one token for the rest (PruMerge, ICCV 2025).
+
+    arXiv 2403.15388, as in its official code of March 2024.
 
     To each of the N - 1 tokens with the most attention those of the most similar keys are added, weighted by their
-    attention; one more token is the sum of all that are not kept, weighted likewise, as in the official code.
+    attention; one more token is the sum of all that are not kept, weighted likewise.
 
     Unlike it, N is given instead of found by the quartiles of the attention, and the tokens are in raster order, the
-    last one where most of its attention is.
+    one for the rest where most of its attention is.
 
     Args:
         patches: (B, M, D).
