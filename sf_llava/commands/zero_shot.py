@@ -193,7 +193,7 @@ def draw(encoders: list[dict[str, Any]], path: Path, where: str) -> None:
         figure.subplots(1, 2, sharey=True),
         ("multiply_adds", "images_per_second"),
         (1e9, 1),
-        ("G multiply-adds of one image", f"images/s ({where})"),
+        ("G multiply-adds of one image", f"images/s\n{where}"),
         strict=True,
     ):
         for kind in kinds:

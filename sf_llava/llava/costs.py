@@ -32,7 +32,7 @@ def count_picture_costs(
     tokens, attention as a full square, without the head. Projector and decoding are left out.
 
     Args:
-        model: a LLaVA, not wrapped, in any precision.
+        model: a LLaVA, not wrapped, on one device, in any precision.
         processor: its processor.
         text_tokens: of the prompt, those of the picture not counted.
     """
