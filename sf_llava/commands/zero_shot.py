@@ -16,7 +16,7 @@
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
 tokens, parameters and images/s of the forward pass; a JSON file with these, accuracies by class, where teacher and
 student differ, unreadable images, device, dtype and versions. The text classifier is kept in --cache. A classification
-teacher (timm's AugReg) and its student are scored through their own classifier.
+teacher (timm's AugReg) and its student are scored through their own classifier, and so, alone, is a SparseFormer v1.
 """
 
 import argparse
@@ -29,7 +29,12 @@ from typing import TYPE_CHECKING, Any
 from sf_llava import cli
 
 if TYPE_CHECKING:
+    import torch
+
+    from sf_llava.data import LabelledImages
+    from sf_llava.measure.encoders import Candidate
     from sf_llava.zero_shot.run import ZeroShotResult
+    from sf_llava.zero_shot.task import ZeroShotTask
 
 RESULTS = "results.json"  # in the directory of the output
 
@@ -70,6 +75,7 @@ def main(argv: list[str]) -> None:
     from sf_llava.measure.baselines import reduce_teacher, reduced_candidate
     from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
+    from sf_llava.model.loading import is_v1
     from sf_llava.zero_shot.run import evaluate_zero_shot
     from sf_llava.zero_shot.task import zero_shot_task
 
@@ -81,21 +87,25 @@ def main(argv: list[str]) -> None:
         require("the plot beside reduced teachers", "matplotlib")
     device = choose_device(arguments.device)
     arguments.dtype = choose_precision(arguments.dtype, device)
-    encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     images = open_labelled(arguments.data)
-    teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
-    encoders += [reduced_candidate(name, reduce_teacher(teacher, name)) for name in arguments.reduced]
-    with progress("prompts", "class") as advance:
-        task = zero_shot_task(
-            teacher,
-            images,
-            arguments.classes,
-            arguments.templates,
-            arguments.limit,
-            arguments.seed,
-            advance,
-            EmbeddingStore(arguments.cache),
-        )
+    if arguments.encoder is not None and is_v1(arguments.encoder):
+        encoder, teacher_name = arguments.encoder, None
+        task, encoders = open_v1(arguments, images, device)
+    else:
+        encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
+        teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
+        encoders += [reduced_candidate(name, reduce_teacher(teacher, name)) for name in arguments.reduced]
+        with progress("prompts", "class") as advance:
+            task = zero_shot_task(
+                teacher,
+                images,
+                arguments.classes,
+                arguments.templates,
+                arguments.limit,
+                arguments.seed,
+                advance,
+                EmbeddingStore(arguments.cache),
+            )
     with progress("images", "image") as advance:
         result = evaluate_zero_shot(
             task,
@@ -108,6 +118,24 @@ def main(argv: list[str]) -> None:
     if PartialState().is_main_process:
         settings = vars(arguments) | {"teacher": teacher_name, "encoder": encoder, "device": device.type}
         report(result, settings, time.perf_counter() - started)
+
+
+def open_v1(
+    arguments: argparse.Namespace, images: "LabelledImages", device: "torch.device"
+) -> "tuple[ZeroShotTask, list[Candidate]]":
+    """Load a SparseFormer v1, which has no teacher, and match the data set's classes with its classifier's."""
+    from sf_llava.measure.encoders import v1_candidate
+    from sf_llava.model.loading import load_v1
+    from sf_llava.zero_shot.task import classification_task
+
+    if arguments.teacher or arguments.classes or arguments.templates or arguments.reduced:
+        raise ValueError(
+            f"{arguments.encoder} holds a SparseFormer v1, which is scored alone, by its own classifier: leave out "
+            "--teacher, --classes, --templates and --reduced"
+        )
+    model = load_v1(arguments.encoder, dtype=arguments.dtype, device=device)
+    task = classification_task(model.config.num_classes, images, arguments.limit, arguments.seed)
+    return task, [v1_candidate(model)]
 
 
 @contextmanager
@@ -147,7 +175,8 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     if values["templates"]:
         origin += f", prompts: {len(values['templates'])}"
     counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
-    print_table(f"{settings['teacher']} on {settings['data']}: {counts}", [*header, "G mult-adds"], rows)
+    name = settings["teacher"] or settings["encoder"]
+    print_table(f"{name} on {settings['data']}: {counts}", [*header, "G mult-adds"], rows)
     for comparison in values["comparisons"]:
         low, high = (100 * bound for bound in comparison["top1_difference_interval"])
         print(

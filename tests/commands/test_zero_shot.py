@@ -9,8 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoImageProcessor
 
+from sf_llava.commands.zero_shot import main as zero_shot
+from sf_llava.data import CorruptImageError, open_labelled
 from sf_llava.mini import MINI_CLIP_DIR
+from sf_llava.model.v1 import SparseFormerV1Config, SparseFormerV1Model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +43,30 @@ def test_teacher_and_student_stand_in_one_table(clip_dir, student, folder, tmp_p
     values = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())
     assert values["num_images"] == 13 and values["settings"]["teacher"] == str(clip_dir)
     assert {"device", "torch", "transformers"} <= values["environment"].keys()
+
+
+def test_a_sparseformer_v1_is_scored_alone_by_its_own_classifier(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = open_labelled(f"folder:{folder}")
+    torch.manual_seed(0)
+    fields = dict(num_latents=4, hidden_size=128, focusing_size=64, num_hidden_layers=2, image_size=32)
+    model = SparseFormerV1Model(SparseFormerV1Config(num_classes=len(images.class_names), **fields)).eval()
+    model.save_pretrained("v1")
+    zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--batch-size", "4", "--dtype", "fp32"])
+    assert "v1 on folder:" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())["encoders"]
+    right = count = 0
+    processor = AutoImageProcessor.from_pretrained("v1")
+    for index, label in enumerate(images.labels):
+        try:
+            pixel_values = processor(images.load(index), return_tensors="pt")["pixel_values"]
+        except CorruptImageError:
+            continue
+        count += 1
+        right += int(model(pixel_values).logits.argmax() == label)
+    assert row["top1"] == right / count and row["num_tokens"] == 4
+    with pytest.raises(ValueError, match="leave out --teacher, --classes, --templates and --reduced"):
+        zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--reduced", "tome:4"])
 
 
 @pytest.mark.slow
