@@ -6,6 +6,8 @@
         about an hour on one core; about 75 % zero-shot on the validation photographs
     python scripts/train_mini.py llava
         the shipped LLaVA around the shipped CLIP, on questions in ScienceQA's form; about two hours on one free core
+    python scripts/train_mini.py tiled
+        a LLaVA-NeXT of 2 x 2 tiles from the shipped LLaVA, on pictures of four diagrams (mini-mosaics)
     python scripts/train_mini.py student --run runs/quickstart
         the shipped student: the encoder of make quickstart, rounded to four significant bits, so that it zips well
 
@@ -17,6 +19,7 @@ from the checkpoint before the last where the last one is damaged.
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,14 @@ BATCH = cli.Number(int, 1, 4096)
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|cifar10|llava|student")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|cifar10|llava|tiled|student")
     clip = kinds.add_parser("clip", help="the shipped teacher, trained on pictures drawn on the fly")
     cifar10 = kinds.add_parser("cifar10", help="a teacher of photographs, trained from scratch on CIFAR-10")
     cifar10.add_argument("--train", required=True, metavar="FILE.parquet", help="labelled training images")
     cifar10.add_argument("--validation", metavar="FILE.parquet", help="labelled images to measure accuracy on")
     llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
-    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 8000, 12)):
+    tiled = kinds.add_parser("tiled", help="a mini LLaVA-NeXT of 2 x 2 tiles, from the shipped mini LLaVA")
+    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 8000, 12), (tiled, 2000, 6)):
         output = f"runs/mini_{sub.prog.split()[-1]}"
         sub.add_argument("--output", type=Path, default=Path(output), help=f"run directory (default {output})")
         sub.add_argument("--seed", type=cli.SEED, default=0, help="initial weights, captions, augmentation (default 0)")
@@ -86,6 +90,12 @@ def train(args: argparse.Namespace) -> None:
             CONVERSATIONS["vicuna_v1"],
             measure_llava,
         )
+    elif args.kind == "tiled":
+        from sf_llava.mini.questions.mosaics import open_mosaics
+        from sf_llava.mini.training import tiled_training
+
+        recipe = replace(tiled_training.RECIPE, **numbers)
+        results = tiled_training.train_tiled(recipe, args.output, partial(measure_llava, questions=open_mosaics))
     else:
         from sf_llava.data import open_labelled
         from sf_llava.mini.training import clip_cifar10
@@ -94,18 +104,18 @@ def train(args: argparse.Namespace) -> None:
         validation = open_labelled(f"parquet:{args.validation}") if args.validation else None
         recipe = replace(clip_cifar10.RECIPE, **numbers)
         results = clip_cifar10.train_on_labelled(training, validation, recipe, args.output)
-    name = "llava" if args.kind == "llava" else "clip"
+    name = "llava" if args.kind in ("llava", "tiled") else "clip"
     print(f"saved in {args.output / name}; {results}")
 
 
-def measure_llava(model: Any, processor: Any, split: str) -> dict[str, float]:
+def measure_llava(model: Any, processor: Any, split: str, questions: Any = None) -> dict[str, float]:
     """Accuracy of generated answers on image and text questions and by kind; on the test split also without image."""
     from sf_llava.mini.questions.sets import open_questions
     from sf_llava.scienceqa.problems import ask, kind_of
     from sf_llava.scienceqa.run import Answerer, Generation, make_batches
     from sf_llava.scienceqa.scoring import parse_answer
 
-    data = open_questions(split, 6000 if split == "test" else 400)
+    data = (questions or open_questions)(split, 6000 if split == "test" else 400)
     answerer = Answerer(model, processor, Generation(max_new_tokens=64))
     right: dict[str, list[bool]] = {}
     model.eval()

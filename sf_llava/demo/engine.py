@@ -34,7 +34,7 @@ class View:
     Attributes:
         features: (N, D) projected tokens, as the LLM reads them.
         milliseconds: tower and projector.
-        square: the square view that the tower saw.
+        square: the square view of the whole picture that the tower saw.
         rois: (I + 1, N, 4) on the CPU; None for CLIP.
         points: (N, P, 2) on the CPU; None for CLIP.
         focus: HTML that shows them, once somebody has drawn it.
@@ -125,12 +125,14 @@ class Engine:
         with self._lock, torch.inference_mode():
             self._put(encoder)
             images = self.processor.image_processor
-            pixels = images(picture.image, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
+            inputs = images(picture.image, return_tensors="pt").to(self.device, self.dtype)
+            pixels = inputs.pop("pixel_values")
             wanted = {"output_sampling_points": True} if encoder is not None else {}
             start = self._now()
-            seen = see(self.model, pixels, None, **wanted)
+            seen = see(self.model, pixels, None, **inputs, **wanted)
             milliseconds = 1e3 * (self._now() - start)
-        (square,) = pictures_from_pixels(pixels, images.image_mean, images.image_std)
+        whole = pixels.flatten(0, -4)[:1]  # where tiles of the picture follow it
+        (square,) = pictures_from_pixels(whole, images.image_mean, images.image_std)
         view = View(seen.features[0], milliseconds, square)
         if encoder is not None:
             view.rois, view.points = seen.outputs.rois[0].cpu(), seen.outputs.sampling_points[0].cpu()

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sf_llava.llava.host import find_llava
-from sf_llava.llava.swapping import check_fit, find_interface, find_layers
+from sf_llava.llava.fitting import check_fit, find_interface, find_layers
+from sf_llava.llava.host import find_llava, refuse_tiles
+from sf_llava.llava.reading import strategy_of
 from sf_llava.model import SparseFormerModel
 
 EMBEDDING, FEATURES = "image_embeds", "image_features"
@@ -53,14 +54,15 @@ class ImageFeatures(nn.Module):
         """Give what a LLaVA's LLM reads of a picture with ``encoder`` as the tower: (B, T, W).
 
         Raises:
-            ValueError: no LLaVA of transformers, or an encoder that does not fit it.
+            ValueError: no LLaVA of transformers, one that cuts pictures into tiles, or an encoder that does not fit it.
         """
         model = find_llava(model)
+        refuse_tiles(model, "an exported file of what the LLM reads of a picture")
         check_fit(encoder, model.config, find_interface(model).width)
         return cls(
             encoder,
             find_layers(encoder.config, model.config),
-            encoder.config.use_cls and model.config.vision_feature_select_strategy == "full",
+            encoder.config.use_cls and strategy_of(model.config) == "full",
             model.model.multi_modal_projector,
         )
 

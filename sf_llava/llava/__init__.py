@@ -1,16 +1,24 @@
 """A SparseFormer in LLaVA: the transformers route (``swap``, ``restore``) and the llava package's route.
 
 Importing this registers the encoder with transformers' Auto classes, so that ``from_pretrained`` finds the tower of a
-saved LLaVA. The names are imported on first use: the package's route works without what the transformers route needs.
+saved LLaVA, and the classes of those that lay tiles flat. The names are imported on first use: the package's route
+works without what the transformers route needs.
 """
 
 import importlib
+
+import transformers
 
 from sf_llava.llava.package import old_transformers
 
 old_transformers.prepare()
 
 import sf_llava.model  # noqa: E402, F401 (registers)
+
+if int(transformers.__version__.split(".")[0]) >= 5:  # the one that the llava package pins knows no tiles
+    from sf_llava.llava import tiles
+
+    tiles.register()
 
 _MODULES = {
     "swap": "sf_llava.llava.swapping",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sf_llava.llava.host import find_llava
-from sf_llava.llava.reading import see
+from sf_llava.llava.reading import read_views
 
 PARTS = ("tower", "projector", "llm")
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def find_unused(model: Any) -> set[str]:
     side = model.config.vision_config.image_size
     empty = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
     with _as_evaluated(model.model), torch.enable_grad(), _trainable(list(named.values())):
-        features = see(model, empty, None).features
+        features = read_views(model, empty)
         gradients = torch.autograd.grad(features.float().sum(), list(named.values()), allow_unused=True)
     return {name for name, gradient in zip(named, gradients, strict=True) if gradient is None}
 

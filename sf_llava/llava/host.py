@@ -12,19 +12,21 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
 
+from sf_llava.llava.families import FAMILIES, family_of, names_of_models, why_not
+
 
 def find_llava(model: Any, to_change: bool = False) -> LlavaForConditionalGeneration:
     """Take a LLaVA out of what is wrapped around it.
 
     Args:
-        model: a LLaVA, or one in torch.compile's, DataParallel's or PEFT's wrapper.
+        model: a LLaVA of any family (families.py), or one in torch.compile's, DataParallel's or PEFT's wrapper.
         to_change: its modules will be exchanged, which a DistributedDataParallel or FSDP would not notice.
 
     Raises:
         ValueError: it is no such model, or the wrapper is none that can be looked through.
     """
     inner = unwrap(model)
-    if not isinstance(inner, LlavaForConditionalGeneration):
+    if family_of(inner) is None:
         raise ValueError(_what_is_wrong(model, inner))
     if to_change and (isinstance(inner, FSDPModule) or isinstance(model, DistributedDataParallel)):
         name = "fully_shard" if isinstance(inner, FSDPModule) else type(model).__name__
@@ -67,13 +69,32 @@ def kind_of(value: Any) -> str:
 
 def _what_is_wrong(model: Any, inner: Any) -> str:
     """Word what was given in place of a LLaVA."""
-    expected = f"expected a LlavaForConditionalGeneration, not {kind_of(inner)}"
-    if hasattr(getattr(inner, "config", None), "image_grid_pinpoints"):
-        return f"{expected}: models that tile an image lay its tokens on a grid, which a SparseFormer does not have"
+    expected = f"expected one of {names_of_models()}, not {kind_of(inner)}"
+    config = getattr(inner, "config", None)
+    if hasattr(config, "vision_config") and (reason := why_not(getattr(config, "model_type", None))):
+        return f"a SparseFormer cannot be the tower of a {kind_of(inner)}: {reason}"
     parts = inner.modules() if isinstance(inner, nn.Module) else ()
-    if any(isinstance(part, LlavaForConditionalGeneration) for part in parts):
+    if any(isinstance(part, tuple(family.model for family in FAMILIES)) for part in parts):
         return f"{expected}: take the LLaVA out of this wrapper"
     return expected if inner is model else f"{expected} (in {type(model).__name__})"
+
+
+def refuse_tiles(model: Any, what: str) -> None:
+    """Refuse a LLaVA that cuts pictures into tiles for what is written for one square view a picture.
+
+    Args:
+        model: a LLaVA, not wrapped.
+        what: cannot be done with it.
+
+    Raises:
+        ValueError: it does; the message names it and ``what``.
+    """
+    family = family_of(model)
+    if family is not None and family.flat is not None:
+        raise ValueError(
+            f"{what}: not for a {family.model.__name__}, which reads a picture as several tiles, but for LLaVAs that "
+            "read it as one square"
+        )
 
 
 def embed_prompts(model: LlavaForConditionalGeneration, input_ids: Tensor, features: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoImageProcessor,
     AutoProcessor,
     GenerationConfig,
     LlamaConfig,
@@ -18,6 +19,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.utils import cached_file, logging
 
@@ -25,6 +27,7 @@ from sf_llava.catalogue import LLAVAS
 from sf_llava.devices import as_dtype_to_load
 from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
+from sf_llava.llava.families import MODELS, why_not
 from sf_llava.llava.original_tokens import load_tokenizer
 from sf_llava.llava.original_towers import PREFIX, NamedTower, describe_tower
 from sf_llava.llava.placed import FIELD, PlacedLlava
@@ -73,8 +76,8 @@ def load_llava(
     """Load a LLaVA in either format, with a processor whose images are bit-equal to the original code's.
 
     Args:
-        path: a directory in transformers' or the llava package's format, a name on the hub, or ``mini``, the small one
-            that ships.
+        path: a directory in transformers' format (of any family of families.py) or the llava package's, a name on the
+            hub, or ``mini``, the small one that ships.
         dtype: of all weights: fp32, fp16, bf16, a torch.dtype, or auto, in which they were saved; RoIs and rotary
             frequencies stay float32.
         tower: for original directories: where the tower's config and, if the directory lacks them, weights are;
@@ -97,15 +100,19 @@ def load_llava(
     if Path(path).is_dir():
         check_model_directory(path)
     if "mm_vision_tower" not in raw:
-        if raw.get("model_type") != "llava":
-            raise ValueError(f"{path} is no LLaVA but has model_type {raw.get('model_type')!r} in its config.json")
+        if raw.get("model_type") not in MODELS:
+            reason = why_not(raw.get("model_type"))
+            raise ValueError(
+                f"{path} is no LLaVA but has model_type {raw.get('model_type')!r} in its config.json"
+                + (f"; a SparseFormer cannot be its tower: {reason}" if reason else "")
+            )
         if tower is not None:
             raise ValueError(f"{path} holds its vision tower itself: a tower is named for the original format alone")
-        kind = LlavaForConditionalGeneration if raw.get(FIELD) is None else PlacedLlava
+        kind = MODELS[raw["model_type"]] if raw.get(FIELD) is None else PlacedLlava
         model, report = _read_model(path, kind, dtype=dtype, **placement)
         _check_report(path, report)
         with read_by_transformers(f"the processor in {path}"):
-            processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+            processor = _read_processor(path, with_videos="video" in model.input_modalities)
         forget_code(model.config)
         return model.eval(), processor
     found = describe_tower(str(tower or raw["mm_vision_tower"]), str(path), raw.get("image_aspect_ratio") == "pad")
@@ -113,7 +120,9 @@ def load_llava(
     tokenizer = load_tokenizer(path, raw)
     template = chat_template(conversation, raw.get("mm_use_im_start_end", False))
     with _without_load_report():
-        model, report = _read_model(path, config=config, key_mapping=_KEY_MAPPING, dtype=dtype, **placement)
+        model, report = _read_model(
+            path, LlavaForConditionalGeneration, config=config, key_mapping=_KEY_MAPPING, dtype=dtype, **placement
+        )
     _complete(model, path, config, found, report)
     _add_image_token(model, tokenizer)
     processor = LlavaProcessor(
@@ -127,12 +136,19 @@ def load_llava(
     return model.eval(), processor
 
 
-def _read_model(
-    path: str | Path, kind: type[LlavaForConditionalGeneration] = LlavaForConditionalGeneration, **options: Any
-) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
-    """Read a model of a class, and transformers' report on what was missing."""
+def _read_model(path: str | Path, kind: Any, **options: Any) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
+    """Read a model of the class ``kind``, and transformers' report on what was missing."""
     with read_by_transformers(f"the model in {path}"):
         return kind.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **options)
+
+
+def _read_processor(path: str | Path, with_videos: bool) -> ProcessorMixin:
+    """Read a processor that prepares pictures by pillow; videos have no such way."""
+    if not with_videos:
+        return AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+    return processor
 
 
 def convert_llava(

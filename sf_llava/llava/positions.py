@@ -18,8 +18,10 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from sf_llava.llava.hooks import read_prompts, weigh_latents
-from sf_llava.llava.host import embed_prompts, find_llava
+from sf_llava.llava.host import embed_prompts, find_llava, refuse_tiles
 from sf_llava.llava.reading import Reading, reading_of, see
+
+POSITIONS_AND_BIAS = "positions by RoI centre and an attention bias"
 
 
 class PromptInPlace(NamedTuple):
@@ -42,9 +44,10 @@ def embed_in_place(
         num_patches: M of the vision tower that the LLM was trained with.
 
     Raises:
-        ValueError: another tower, or one that is read at several layers.
+        ValueError: another tower, one that is read at several layers, or a LLaVA that cuts pictures into tiles.
     """
     model = find_llava(model)
+    refuse_tiles(model, POSITIONS_AND_BIAS)
     return embed(model, inputs, reading_of(model, num_patches))
 
 
@@ -83,10 +86,11 @@ def generate_in_place(
         ``return_dict_in_generate`` what ``generate`` returns, its ``sequences`` also without the prompts.
 
     Raises:
-        ValueError: prompts padded on the right, another tower, or a way of generating in which the LLM is asked for
-            other tokens than the prompt's and its answer's.
+        ValueError: prompts padded on the right, another tower, a LLaVA that cuts pictures into tiles, or a way of
+            generating in which the LLM is asked for other tokens than the prompt's and its answer's.
     """
     model = find_llava(model)
+    refuse_tiles(model, POSITIONS_AND_BIAS)
     length = inputs["input_ids"].shape[1]
     if inputs.get("pixel_values") is None:
         given = {name: value for name, value in inputs.items() if value is not None}

@@ -115,11 +115,33 @@ def reading_of(model: "LlavaForConditionalGeneration", num_patches: int | None =
     Raises:
         ValueError: the tower is read at several layers.
     """
-    layer = model.config.vision_feature_layer
-    if not isinstance(layer, int):
-        raise ValueError(f"expected a LLaVA that reads its tower at one vision_feature_layer, not {layer}")
+    layers = layers_read(model.config)
+    if len(layers) > 1:
+        raise ValueError(f"expected a LLaVA that reads its tower at one vision_feature_layer, not {layers}")
     cls = has_cls(model.config.vision_config)
-    return Reading(layer, cls and model.config.vision_feature_select_strategy == "full", num_patches, cls)
+    return Reading(layers[0], cls and strategy_of(model.config) == "full", num_patches, cls)
+
+
+def layer_field(config: Any) -> str:
+    """Name the field of a LLaVA's config that says at which hidden states its tower is read."""
+    return "vision_feature_layer" if hasattr(config, "vision_feature_layer") else "vision_feature_layers"  # VipLLaVA's
+
+
+def layers_read(config: Any) -> list[int]:
+    """Give the numbers of the hidden states at which a LLaVA reads its tower, in its order."""
+    layers = getattr(config, layer_field(config))
+    return [layers] if isinstance(layers, int) else list(layers)
+
+
+def blocks_read(config: Any) -> list[int]:
+    """Count the blocks of a LLaVA's own tower in front of each hidden state that is read, however it is numbered."""
+    depth = config.vision_config.num_hidden_layers
+    return [layer if layer >= 0 else layer + depth + 1 for layer in layers_read(config)]
+
+
+def strategy_of(config: Any) -> str:
+    """Say whether a LLaVA reads CLS (``full``) or drops the first token (``default``, as VipLLaVA always does)."""
+    return str(getattr(config, "vision_feature_select_strategy", "default"))
 
 
 def has_cls(vision_config: Any) -> bool:
@@ -136,12 +158,12 @@ class Seen(NamedTuple):
     outputs: Any
 
 
-def see(model: "LlavaForConditionalGeneration", pixel_values: Tensor, reading: Reading | None, **wanted: bool) -> Seen:
+def see(model: "LlavaForConditionalGeneration", pixel_values: Tensor, reading: Reading | None, **wanted: Any) -> Seen:
     """Let a LLaVA's tower look at pictures, and project what is read of them.
 
     Args:
         model: a LLaVA, not wrapped.
-        pixel_values: (I, 3, S, S).
+        pixel_values: (I, 3, S, S); (1, V, 3, S, S) of one picture that is cut into tiles, with its ``image_sizes``.
         reading: by RoI centre; None lets the model read its tower itself.
         wanted: further outputs of the tower, such as ``output_sampling_points``.
 
@@ -158,6 +180,13 @@ def see(model: "LlavaForConditionalGeneration", pixel_values: Tensor, reading: R
         raise ValueError(f"only a SparseFormer has RoIs to read by; the vision tower is {type(tower).__name__}")
     tokens, places = reading.select(outputs.hidden_states[reading.layer], outputs.rois[:, -1])
     return Seen(project(model, tokens), places, outputs)
+
+
+def read_views(model: "LlavaForConditionalGeneration", pixel_values: Tensor) -> Tensor:
+    """Read square views (I, 3, S, S), pictures or tiles of them, each by itself and as the tokens come: (I, T, W)."""
+    states = model.model.vision_tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
+    tokens = torch.cat([states[layer] for layer in layers_read(model.config)], dim=-1)
+    return project(model, tokens[:, 1:] if strategy_of(model.config) == "default" else tokens)
 
 
 def project(model: "LlavaForConditionalGeneration", tokens: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from sf_llava.llava.host import find_llava
-from sf_llava.llava.reading import boxes_of, reading_of
-from sf_llava.llava.tokens import PROCESSOR_FIELDS, check_processor, count_extra_tokens, count_patches, show_nothing
+from sf_llava.llava.host import find_llava, refuse_tiles
+from sf_llava.llava.reading import boxes_of, reading_of, strategy_of
+from sf_llava.llava.tokens import check_processor, count_extra_tokens, count_patches, keep_fields, show_nothing
 from sf_llava.reduction import Reduced
 from sf_llava.reduction.grids import average_cells, pick_at_random, pick_evenly
 from sf_llava.reduction.reduced import check_count
@@ -191,17 +191,18 @@ def reduced(
 
     Raises:
         ValueError: the tower lacks what this kind looks at, its patches cannot be counted or become so many, or the
-            LLaVA reads several layers.
+            LLaVA reads several layers or tiles.
     """
     model = find_llava(model, to_change=True)
+    refuse_tiles(model, f"a tower of the kind {kind}")
     check_processor(processor)
     config, tower = model.config.vision_config, model.model.vision_tower
     num_tokens = max(count_patches(config) // 4, 1) if num_tokens is None else num_tokens
     fewer, extra = ReducedTower(model, kind, num_tokens), count_extra_tokens(model)
-    before = {name: getattr(processor, name) for name in PROCESSOR_FIELDS}
+    before = keep_fields(processor)
     processor.patch_size = config.image_size  # one token, the others are additional ones (tokens.py)
     processor.num_additional_image_tokens = num_tokens + extra - 1
-    processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+    processor.vision_feature_select_strategy = strategy_of(model.config)
     model.model.vision_tower = fewer
     try:
         show_nothing(model)  # or raise now, not at the first question

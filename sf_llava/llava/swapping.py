@@ -10,46 +10,32 @@ Projector and LLM are left as they are: the encoder speaks the language of the t
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from sf_llava.configuration import SparseFormerConfig
+from sf_llava.llava.families import family_of
+from sf_llava.llava.fitting import Interface, check_fit, find_interface, find_layers
 from sf_llava.llava.host import find_llava, kind_of, unwrap
-from sf_llava.llava.reading import has_cls
+from sf_llava.llava.preparing import fit_grid, fit_image_processor, fit_video_processor
+from sf_llava.llava.reading import layer_field, strategy_of
 from sf_llava.llava.tokens import (
-    PROCESSOR_FIELDS,
-    check_strategy,
+    check_processor,
     count_image_tokens,
     count_patches,
-    fit_image_processor,
     fit_processor,
+    keep_fields,
 )
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
-
-
-class Interface(NamedTuple):
-    """What a tower's tokens meet in a LLaVA.
-
-    Attributes:
-        width: channels that the projector takes.
-        dtype: in which it computes.
-        device: where.
-        spread: whether accelerate fetches its inputs there, as in a model spread over devices.
-    """
-
-    width: int
-    dtype: torch.dtype
-    device: torch.device
-    spread: bool
 
 
 @dataclass
@@ -60,18 +46,22 @@ class Swap:
     """
 
     model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
+    processor: ProcessorMixin
     encoder: SparseFormerModel
     tower: nn.Module
     interface: Interface
     training: bool
     hooked: bool
-    vision_config: Any
-    vision_feature_layer: int | list[int]
-    image_seq_length: int
+    classes: list[type]
+    config_fields: dict[str, Any]
     processor_fields: dict[str, Any]
     tower_marks: dict[str, tuple[int, int]]
     units: list[Any]
+
+    @property
+    def vision_config(self) -> Any:
+        """Configuration of the tower that was taken out."""
+        return self.config_fields["vision_config"]
 
     @property
     def num_patches(self) -> int:
@@ -85,15 +75,17 @@ class Swap:
 
 def swap(
     model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    processor: ProcessorMixin,
     encoder: SparseFormerModel | str | Path,
     num_latents: int | None = None,
 ) -> Swap:
     """Replace the vision tower of ``model`` by ``encoder`` and tell ``processor`` the new size and token count.
 
+    A LLaVA that cuts pictures into tiles, and its processor, become the classes of tiles.py, which lay tiles flat.
+
     Args:
-        model: a loaded LLaVA, in any precision, quantised or not, on one device or several; in the wrapper of
-            torch.compile, DataParallel or PEFT it is changed inside.
+        model: a loaded LLaVA of any family (families.py), in any precision, quantised or not, on one device or
+            several; in the wrapper of torch.compile, DataParallel or PEFT it is changed inside.
         processor: its processor.
         encoder: a SparseFormer, or the directory of one or of its run. It is moved to the projector's device; one of
             another dtype than the projector computes in stays as it is, and a copy takes the tower's place.
@@ -107,12 +99,18 @@ def swap(
             does not fit; nothing has been changed then.
     """
     model = find_llava(model, to_change=True)
+    family = family_of(model)
+    assert family is not None, "find_llava has let it pass"
     interface = find_interface(model)
     encoder = _fetch_encoder(encoder, interface.dtype)
     if num_latents is not None:
         encoder = encoder.with_num_latents(num_latents)
     check_fit(encoder, model.config, interface.width)
-    images = fit_image_processor(processor, encoder.config)
+    check_processor(processor, family.processor)
+    config = model.config
+    changes = _changes_of_config(encoder.config, config, has_tiles=family.flat is not None)
+    images = fit_image_processor(processor, encoder.config, changes.get("image_grid_pinpoints"))
+    videos = fit_video_processor(processor, encoder.config)
     encoder = _cast(encoder, interface.dtype)
     old_tower = model.model.vision_tower
     others = _mark(model, excluded=old_tower)
@@ -124,32 +122,56 @@ def swap(
         interface=interface,
         training=model.training,
         hooked=interface.spread and not hasattr(encoder, "_hf_hook"),
-        vision_config=model.config.vision_config,
-        vision_feature_layer=model.config.vision_feature_layer,
-        image_seq_length=model.config.image_seq_length,
-        processor_fields={name: getattr(processor, name) for name in PROCESSOR_FIELDS},
+        classes=[type(part) for part in _parts(model, processor)],
+        config_fields={name: getattr(config, name) for name in changes},
+        processor_fields=keep_fields(processor),
         tower_marks=_mark(old_tower),
         units=[part._no_split_modules for part in (model, model.model)],
     )
-    strategy = model.config.vision_feature_select_strategy
-    layers = find_layers(encoder.config, model.config)
     encoder.to(interface.device)
     if record.hooked:
         add_hook_to_module(encoder, AlignDevicesHook(execution_device=interface.device))
     model.model.vision_tower = encoder
-    model.config.vision_config = copy.deepcopy(encoder.config)
-    model.config.vision_feature_layer = layers[0] if isinstance(model.config.vision_feature_layer, int) else layers
-    model.config.image_seq_length = count_image_tokens(encoder.config, strategy)
-    fit_processor(processor, images, encoder.config, strategy)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    fit_processor(processor, images, encoder.config, strategy_of(config), videos)
+    if family.flat is not None:
+        _become(model, processor, family.flat)
     _declare_units(model, old_tower, encoder)
     assert _mark(model, excluded=encoder) == others, "the swap touched weights outside the vision tower"
     return record
 
 
+def _changes_of_config(encoder: SparseFormerConfig, config: Any, has_tiles: bool) -> dict[str, Any]:
+    """Say what of a LLaVA's config becomes what, by name, with an encoder in place."""
+    field, layers = layer_field(config), find_layers(encoder, config)
+    changes: dict[str, Any] = {
+        "vision_config": copy.deepcopy(encoder),
+        field: layers[0] if isinstance(getattr(config, field), int) else layers,
+    }
+    if hasattr(config, "image_seq_length"):
+        changes["image_seq_length"] = count_image_tokens(encoder, strategy_of(config))
+    if has_tiles:
+        side = config.vision_config.image_size
+        changes["image_grid_pinpoints"] = fit_grid(config.image_grid_pinpoints, encoder.image_size, side)
+    return changes
+
+
+def _parts(model: LlavaForConditionalGeneration, processor: ProcessorMixin) -> tuple[Any, Any, Any, Any]:
+    """What has a class of its own in a LLaVA that lays tiles flat, in the order of :class:`~.tiles.Flat`."""
+    return model, model.model, model.config, processor
+
+
+def _become(model: LlavaForConditionalGeneration, processor: ProcessorMixin, classes: Iterable[type]) -> None:
+    """Change the classes of a LLaVA's parts, which hold the same data."""
+    for part, new in zip(_parts(model, processor), classes, strict=True):
+        part.__class__ = new
+
+
 @contextmanager
 def swapped(
     model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    processor: ProcessorMixin,
     encoder: SparseFormerModel | str | Path,
     num_latents: int | None = None,
 ) -> Iterator[Swap]:
@@ -185,98 +207,13 @@ def restore(record: Swap) -> None:
     if record.hooked:
         remove_hook_from_module(record.encoder)
     model.model.vision_tower = record.tower
-    model.config.vision_config = record.vision_config
-    model.config.vision_feature_layer = record.vision_feature_layer
-    model.config.image_seq_length = record.image_seq_length
+    _become(model, processor, record.classes)
+    for name, value in record.config_fields.items():
+        setattr(model.config, name, value)
     for part, units in zip((model, model.model), record.units, strict=True):
         part._no_split_modules = units
     for name, value in record.processor_fields.items():
         setattr(processor, name, value)
-
-
-def find_interface(model: LlavaForConditionalGeneration) -> Interface:
-    """Find what the projector takes, in which precision it computes, and where.
-
-    A quantised projector stores integers; it computes in the precision of what is never quantised, the embeddings.
-
-    Raises:
-        ValueError: a projector without a linear layer.
-    """
-    layers = [layer for layer in model.model.multi_modal_projector.modules() if hasattr(layer, "in_features")]
-    if not layers:
-        name = type(model.model.multi_modal_projector).__name__
-        raise ValueError(f"the projector, a {name}, has no linear layer: which tokens it takes is not known")
-    weights = [layer.weight for layer in layers if isinstance(getattr(layer, "weight", None), Tensor)]
-    plain = [weight.dtype for weight in weights if weight.dtype.is_floating_point and weight.dtype.itemsize > 1]
-    words = model.get_input_embeddings().weight
-    hook = getattr(layers[0], "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return Interface(
-        width=layers[0].in_features,
-        dtype=plain[0] if plain else words.dtype,
-        device=next(iter([*layers[0].parameters(), words])).device if device is None else torch.device(device),
-        spread=device is not None,
-    )
-
-
-def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
-    """Check an encoder against a LLaVA's config and the channels that its projector takes: CLS, width, layers.
-
-    Raises:
-        ValueError: it does not fit; the message says which encoder would.
-    """
-    if (with_cls := has_cls(config.vision_config)) != encoder.config.use_cls:
-        towers, encoders = ("CLS", "none") if with_cls else ("no CLS", "one")
-        raise ValueError(
-            f"the vision tower of this LLaVA ({config.vision_config.model_type}) has {towers} but the encoder has "
-            f"{encoders}: bootstrap an encoder from the tower that this LLaVA was trained with"
-        )
-    check_strategy(encoder.config, config.vision_feature_select_strategy)
-    layers = find_layers(encoder.config, config)
-    given = encoder.config.hidden_size * len(layers)
-    if given != width:
-        raise ValueError(
-            f"the projector takes {width} channels but the encoder gives {given} "
-            f"(hidden_size {encoder.config.hidden_size}, {len(layers)} layer(s)): bootstrap an encoder from the tower "
-            "that this LLaVA was trained with"
-        )
-    known = encoder.config.hidden_state_layers
-    for layer in layers:
-        if layer not in known:
-            raise ValueError(
-                f"the model reads hidden state {layer} of its vision tower but the encoder has {known.stop} "
-                f"(its input and {known[-1]} layers)"
-            )
-
-
-def find_layers(encoder: SparseFormerConfig, config: Any) -> list[int]:
-    """Find the encoder's hidden states that stand for those which a LLaVA reads of its own tower.
-
-    The cortex is the end of the teacher, so states count from the end. A LLaVA may hold its tower without the last
-    blocks (a SigLIP of 26 blocks of 27, read at -1); then the same state has another number in the encoder.
-
-    Args:
-        encoder: configuration of the encoder.
-        config: of the LLaVA, its own tower's in it.
-
-    Returns:
-        A layer for each that is read, as ``output_hidden_states`` takes them.
-
-    Raises:
-        ValueError: the LLaVA reads its tower behind more blocks than the encoder's teacher has.
-    """
-    layers = config.vision_feature_layer
-    layers = [layers] if isinstance(layers, int) else list(layers)
-    depth = getattr(config.vision_config, "num_hidden_layers", None)
-    if not encoder.num_teacher_layers or depth is None or isinstance(config.vision_config, SparseFormerConfig):
-        return layers
-    blocks = [layer if layer >= 0 else layer + depth + 1 for layer in layers]  # in front of the state
-    if max(blocks) > encoder.num_teacher_layers:
-        raise ValueError(
-            f"the model reads its vision tower behind block {max(blocks)}, but the encoder's teacher has "
-            f"{encoder.num_teacher_layers}: bootstrap an encoder from the tower that this LLaVA was trained with"
-        )
-    return [count - encoder.num_teacher_layers - 1 for count in blocks]
 
 
 def _fetch_encoder(encoder: Any, dtype: torch.dtype) -> SparseFormerModel:

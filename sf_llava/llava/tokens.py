@@ -5,8 +5,7 @@ one where CLS is dropped. With ``patch_size`` set to the side of the image the p
 token, CLS where there is one, and the others are the additional tokens.
 """
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +18,25 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from sf_llava.configuration import SparseFormerConfig
+from sf_llava.llava.families import family_of
 from sf_llava.llava.host import kind_of
+from sf_llava.llava.preparing import fit_image_processor
+from sf_llava.llava.reading import strategy_of
 
-PROCESSOR_FIELDS = ("image_processor", "patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+PROCESSOR_FIELDS = (
+    "image_processor",
+    "video_processor",
+    "patch_size",
+    "num_additional_image_tokens",
+    "num_image_tokens",
+    "vision_feature_select_strategy",
+)
 STRATEGIES = ("default", "full")  # without and with CLS, in transformers' words
 
 
@@ -51,64 +61,41 @@ def check_strategy(config: SparseFormerConfig, strategy: str) -> None:
         )
 
 
-def check_processor(processor: Any) -> None:
-    """Check that ``processor`` counts image tokens as a LLaVA's does.
+def check_processor(processor: Any, expected: Any = LlavaProcessor) -> None:
+    """Check that ``processor`` counts image tokens as a LLaVA's does, one of the class ``expected``.
 
     Raises:
         ValueError: it is another kind.
     """
-    if not isinstance(processor, LlavaProcessor):
-        raise ValueError(f"expected the LLaVA's LlavaProcessor, not {kind_of(processor)}")
+    if not isinstance(processor, expected):
+        raise ValueError(f"expected the LLaVA's {expected.__name__}, not {kind_of(processor)}")
     for name in ("image_processor", "tokenizer"):
         if getattr(processor, name, None) is None:
-            raise ValueError(f"the LlavaProcessor has no {name}: load it from the LLaVA's directory")
+            raise ValueError(f"the {expected.__name__} has no {name}: load it from the LLaVA's directory")
 
 
-def fit_image_processor(processor: LlavaProcessor, config: SparseFormerConfig) -> BaseImageProcessor:
-    """Give a copy of ``processor``'s image processor that prepares images for an encoder: size and normalisation.
-
-    Interpolation, padding and everything else stay as they are.
-
-    Raises:
-        ValueError: it is no LlavaProcessor, or its image processor does not make squares of the encoder's side.
-    """
-    check_processor(processor)
-    images, side = copy.deepcopy(processor.image_processor), config.image_size
-    size = getattr(images, "size", None)
-    images.size = _like(size, {"shortest_edge": side} if "shortest_edge" in dict(size or {}) else _square(side))
-    if getattr(images, "crop_size", None) is not None:
-        images.crop_size = _like(images.crop_size, _square(side))
-    images.image_mean, images.image_std = list(config.image_mean), list(config.image_std)
-    made = {name: tuple(value.shape) for name, value in images(_picture(side), return_tensors="pt").items()}
-    if made != {"pixel_values": (1, 3, side, side)}:
-        raise ValueError(
-            f"the encoder reads squares of {side} pixels, but the processor's {type(images).__name__} makes {made} of "
-            "a picture: use the image processor of a CLIP"
-        )
-    return images
-
-
-def _picture(side: int) -> Image.Image:
-    return Image.new("RGB", (side + 3, side + 2))
-
-
-def _square(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
-
-
-def _like(size: Any, values: dict[str, int]) -> Any:
-    """Write a size in the form that an image processor holds it in: transformers' class, or a dictionary."""
-    return type(size)(**values) if isinstance(size, Mapping) or hasattr(size, "height") else values
+def keep_fields(processor: ProcessorMixin) -> dict[str, Any]:
+    """Give what a swap changes of a processor, by name."""
+    return {name: getattr(processor, name) for name in PROCESSOR_FIELDS if hasattr(processor, name)}
 
 
 def fit_processor(
-    processor: LlavaProcessor, images: BaseImageProcessor, config: SparseFormerConfig, strategy: str
+    processor: ProcessorMixin, images: BaseImageProcessor, config: SparseFormerConfig, strategy: str, videos: Any = None
 ) -> None:
-    """Give ``processor`` the image processor and the exact token count of an encoder."""
+    """Give ``processor`` the image processor, that of videos if it has one, and the exact token count of an encoder."""
     processor.image_processor = images
-    processor.patch_size = config.image_size
+    if videos is not None:
+        processor.video_processor = videos
+    _set_count(processor, config.image_size, config.num_tokens - 1, strategy)
+
+
+def _set_count(processor: ProcessorMixin, patch_size: int, extra: int, strategy: str, patches: int = 1) -> None:
+    """Tell a processor that a square is so many patches of ``patch_size``, and ``extra`` tokens."""
     processor.vision_feature_select_strategy = strategy
-    processor.num_additional_image_tokens = config.num_tokens - 1
+    if hasattr(processor, "num_image_tokens"):  # LLaVA-OneVision's
+        processor.num_image_tokens = patches + extra
+    else:
+        processor.patch_size, processor.num_additional_image_tokens = patch_size, extra
 
 
 def build_processor(
@@ -138,7 +125,7 @@ def build_processor(
             f"the tokenizer has no image token {processor.image_token!r}: add it with "
             f"add_tokens(['{processor.image_token}'], special_tokens=True) and resize the model's embeddings"
         )
-    fit_processor(processor, fit_image_processor(processor, config), config, strategy)
+    fit_processor(processor, fit_image_processor(processor, config, None), config, strategy)
     return processor
 
 
@@ -153,7 +140,8 @@ def encode_prompts(
         images: B lists of pictures, in the order of the image tokens in the prompt; an empty list for text alone.
 
     Returns:
-        ``input_ids``, ``attention_mask`` (B, L) and, if there is any picture, ``pixel_values`` (images, 3, S, S).
+        ``input_ids``, ``attention_mask`` (B, L) and, if there is any picture, ``pixel_values`` (images, 3, S, S); where
+        pictures are cut into tiles (images, V, 3, S, S), with ``image_sizes``.
 
     Raises:
         ValueError: a prompt does not name exactly as many images as it has.
@@ -169,8 +157,8 @@ def encode_prompts(
             )
     if processor.tokenizer.pad_token is None:
         return _encode_without_pad_token(processor, prompts, images)
-    flat = [picture for pictures in images for picture in pictures]
-    return processor(images=flat or None, text=list(prompts), return_tensors="pt", padding=True, padding_side="left")
+    shown = [list(pictures) for pictures in images] if any(images) else None
+    return processor(images=shown, text=list(prompts), return_tensors="pt", padding=True, padding_side="left")
 
 
 def _encode_without_pad_token(
@@ -179,7 +167,7 @@ def _encode_without_pad_token(
     """Do what :func:`encode_prompts` does where the tokenizer has no pad token: masked tokens are never read."""
     filler = processor.tokenizer.eos_token_id or 0
     rows = [
-        processor(images=list(pictures) or None, text=[prompt], return_tensors="pt")
+        processor(images=[list(pictures)] if pictures else None, text=[prompt], return_tensors="pt")
         for prompt, pictures in zip(prompts, images, strict=True)
     ]
     longest = max(row["input_ids"].shape[1] for row in rows)
@@ -188,9 +176,18 @@ def _encode_without_pad_token(
         return torch.cat([F.pad(row[name], (longest - row[name].shape[1], 0), value=value) for row in rows])
 
     inputs = {"input_ids": padded("input_ids", filler), "attention_mask": padded("attention_mask", 0)}
-    if pixels := [row["pixel_values"] for row in rows if "pixel_values" in row]:
-        inputs["pixel_values"] = torch.cat(pixels)
+    pictured = [row for row in rows if "pixel_values" in row]
+    for name in pictured[0].keys() - inputs.keys() if pictured else ():  # pixels, and what belongs to tiles
+        inputs[name] = _join([row[name] for row in pictured])
     return BatchFeature(inputs)
+
+
+def _join(rows: list[Tensor]) -> Tensor:
+    """Join what belongs to pictures: (I, ...), or pixels (I, V, 3, S, S), with empty views behind the fewer."""
+    if rows[0].ndim == 5:
+        most = max(row.shape[1] for row in rows)
+        rows = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, most - row.shape[1])) for row in rows]
+    return torch.cat(rows)
 
 
 def harmless(processor: LlavaProcessor, text: str) -> str:
@@ -205,22 +202,29 @@ def break_tokens(tokens: Iterable[str], text: str) -> str:
     return text
 
 
-def complete_processor(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+def complete_processor(model: LlavaForConditionalGeneration, processor: ProcessorMixin) -> None:
     """Correct a processor that writes another number of tokens than the model's tower gives, as old ones do.
 
     Raises:
-        ValueError: it is no LlavaProcessor, or the tower's patches cannot be counted.
+        ValueError: it is no processor of such a model, or the tower's patches cannot be counted.
     """
-    check_processor(processor)
-    config, strategy = model.config.vision_config, model.config.vision_feature_select_strategy
+    family = family_of(model)
+    assert family is not None, "find_llava has let it pass"
+    check_processor(processor, family.processor)
+    config, strategy = model.config.vision_config, strategy_of(model.config)
     if isinstance(config, SparseFormerConfig):
         patch_size, extra = config.image_size, config.num_tokens - 1
     else:
         extra, patch_size = count_extra_tokens(model), config.patch_size
-    right = (patch_size, extra, strategy)
-    now = (processor.patch_size, processor.num_additional_image_tokens, processor.vision_feature_select_strategy)
-    if None in now or _count_written(config.image_size, *now) != _count_written(config.image_size, *right):
-        processor.patch_size, processor.num_additional_image_tokens, processor.vision_feature_select_strategy = right
+    patches = (config.image_size // patch_size) ** 2
+    if hasattr(processor, "num_image_tokens"):
+        right = (processor.num_image_tokens, processor.vision_feature_select_strategy) == (patches + extra, strategy)
+    else:
+        names = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
+        now = tuple(getattr(processor, name) for name in names)
+        right = None not in now and _count_written(config.image_size, *now) == patches + extra - (strategy == "default")
+    if not right:
+        _set_count(processor, patch_size, extra, strategy, patches)
 
 
 def _count_written(image_size: int, patch_size: int, extra: int, strategy: str) -> int:

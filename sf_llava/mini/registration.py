@@ -32,6 +32,7 @@ def register(clip: Path, llava: Path, student: Path) -> None:
     catalogue.QUESTIONS.register("mini-exists", open_exists, "mini-exists[:N]")
     catalogue.QUESTIONS.register("mini-relations", open_relations, "mini-relations[:N]")
     catalogue.QUESTIONS.register("mini-counting", open_counting, "mini-counting[:N]")
+    catalogue.QUESTIONS.register("mini-mosaics", open_mosaics, "mini-mosaics[:N]")
     catalogue.EXAMPLES.register("mini", open_examples)
     catalogue.CLASSES.register("mini", open_classes, "mini")
     catalogue.TEACHERS.register("mini", lambda: f"transformers:{made(clip, 'teacher', 'clip')}", "mini")
@@ -127,6 +128,13 @@ def open_counting(where: str, split: str) -> "ScienceQA":
     from sf_llava.mini.questions import suites
 
     return suites.open_kind("count", split, where)
+
+
+def open_mosaics(where: str, split: str) -> "ScienceQA":
+    """Ask about one of four diagrams in a picture too fine for one view."""
+    from sf_llava.mini.questions import mosaics
+
+    return mosaics.open_mosaics(split, where)
 
 
 def open_examples() -> "list[tuple[str, Image.Image, Problem]]":

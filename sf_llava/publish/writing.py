@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import HfApi
+from transformers import LlavaForConditionalGeneration
 
 from sf_llava import __version__, files
 from sf_llava.bootstrap.run_directory import RunDirectory
@@ -53,13 +54,19 @@ def publish_llava(
         title: what the directory will be called; its own name by default.
 
     Raises:
-        ValueError: no LLaVA, no encoder, one that does not fit, something lies at ``output``, or positions are asked
-            for where the LLaVA's own tower has no square grid of patches.
+        ValueError: no LLaVA, one of another class than ``LlavaForConditionalGeneration``, no encoder, one that does not
+            fit, something lies at ``output``, or positions are asked for where the LLaVA's own tower has no square grid
+            of patches.
         OSError: ``output`` cannot be written.
     """
     _check_output(output)
     source = find_encoder(encoder)
     model, processor = load_llava(llava, dtype=dtype)
+    if not isinstance(model, LlavaForConditionalGeneration):
+        raise ValueError(
+            f"only a LlavaForConditionalGeneration can be published, and {llava} is a {type(model).__name__}: swap it, "
+            "and save_pretrained writes a directory that loads beside this package"
+        )
     record = swap(model, processor, source)
     config = model.config.vision_config
     config.name_or_path = ""  # where it lay is nobody else's business

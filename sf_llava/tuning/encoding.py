@@ -31,7 +31,8 @@ class Encoder:
         max_length: tokens beyond are cut off, None: none are.
 
     Raises:
-        ValueError: there is no template, or the tokenizer does not say which letters a token stands for.
+        ValueError: there is no template, the tokenizer does not say which letters a token stands for, or pictures are
+            cut into tiles.
     """
 
     def __init__(self, processor: LlavaProcessor, conversation: str | None = None, max_length: int | None = None):
@@ -41,6 +42,11 @@ class Encoder:
             raise ValueError("the model's processor has no chat template: name one with `conversation` (llava_v1)")
         if not processor.tokenizer.is_fast:
             raise ValueError(f"the tokenizer is a slow one ({type(processor.tokenizer).__name__}): expected a fast one")
+        if hasattr(processor.image_processor, "image_grid_pinpoints"):
+            raise ValueError(
+                f"the processor's {type(processor.image_processor).__name__} cuts pictures into tiles, but recovery "
+                "writes one number of tokens for every picture: give a LLaVA that reads a picture as one square"
+            )
         token = processor.image_token
         blank = processor(images=Image.new("RGB", (64, 64)), text=token, return_tensors="pt")
         self.image_tokens = token * int((blank["input_ids"] == processor.image_token_id).sum())

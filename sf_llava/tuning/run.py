@@ -22,8 +22,10 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainerC
 from sf_llava import files
 from sf_llava.devices import choose_device
 from sf_llava.extras import require
+from sf_llava.llava.fitting import check_fit, find_interface
+from sf_llava.llava.host import refuse_tiles
 from sf_llava.llava.loading import load_llava
-from sf_llava.llava.swapping import check_fit, find_interface, swap
+from sf_llava.llava.swapping import swap
 from sf_llava.llava.tokens import complete_processor
 from sf_llava.measure.store import digest_texts, digest_weights
 from sf_llava.model.loading import load_encoder
@@ -100,6 +102,7 @@ def recover(recovery: Recovery, callbacks: tuple[TrainerCallback, ...] = ()) -> 
         print(data.describe(), flush=True)
     sparseformer = load_encoder(recovery.encoder, dtype=recovery.dtype)
     model, processor = _load(recovery.llava, recovery)
+    refuse_tiles(model, "recovery")
     check_fit(sparseformer, model.config, find_interface(model).width)
     settings = _settings(recovery) | {
         "weights": [digest_weights(model), digest_weights(sparseformer)],

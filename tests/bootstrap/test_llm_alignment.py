@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import run_settings, save_tiny_clip, save_world
-from tiny_llava import save_llava
+from tiny_families import save_siglip_vision
+from tiny_llava import CHAT_TEMPLATE, make_llava, make_tokenizer, save_llava
 from tiny_scienceqa import write_scienceqa
+from transformers import LlavaProcessor, SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
 from sf_llava.bootstrap.config import BootstrapConfig, StudentConfig
 from sf_llava.bootstrap.objectives.llm import load_llm
@@ -209,6 +211,31 @@ def test_a_llava_on_another_tower_is_refused(world, tmp_path, vision):
     other = load_teacher(str(save_tiny_clip(tmp_path / "other", **vision)))
     with pytest.raises(ValueError, match=r"is not the teacher .*other \(its tokens differ\): name"):
         load(world, other)
+
+
+def test_a_llava_that_holds_its_siglip_without_the_last_block_is_read_behind_the_same_one(world, tmp_path):
+    teacher = load_teacher(str(save_siglip_vision(tmp_path / "siglip")))
+    whole = SiglipVisionModel.from_pretrained(tmp_path / "siglip")
+    fields = whole.config.to_dict() | dict(num_hidden_layers=whole.config.num_hidden_layers - 1, vision_use_head=False)
+    model = make_llava(
+        SiglipVisionConfig(**fields), vision_feature_select_strategy="full", vision_feature_layer=-1
+    )  # as published ones are
+    model.model.vision_tower.load_state_dict(whole.state_dict(), strict=False)
+    model.save_pretrained(tmp_path / "llava")
+    images = SiglipImageProcessorPil(size=dict.fromkeys(("height", "width"), teacher.image_size))
+    options = dict(patch_size=teacher.patch_size, vision_feature_select_strategy="full", num_additional_image_tokens=0)
+    LlavaProcessor(images, make_tokenizer(), chat_template=CHAT_TEMPLATE, **options).save_pretrained(tmp_path / "llava")
+
+    def load_at(layer):
+        data = str(world / "data")
+        return load_llm({"llm": 1.0}, str(tmp_path / "llava"), data, teacher, layer, "eager", teacher.preprocessing)
+
+    llm = load_at(-2)
+    tokens = teacher.tokens(llm.pictures.pixel_values(range(2)), -2)
+    said = llm.next_tokens(tokens, [llm.encode(index) for index in range(2)], llm.reading)
+    assert torch.isfinite(said).all() and not llm.reading.has_cls
+    with pytest.raises(ValueError, match="reads layer -1, `align_layer` is -1: behind block 2 of its tower and behind"):
+        load_at(-1)
 
 
 def test_the_mini_llava_is_asked_for_where_it_is_missing(tmp_path):

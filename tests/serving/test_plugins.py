@@ -12,6 +12,7 @@ import pytest
 from jinja2 import nodes
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from sf_llava.llava import tiles
 from sf_llava.llava.conversations import CONVERSATIONS, chat_template
 from sf_llava.mini import MINI_LLAVA_DIR
 
@@ -32,10 +33,21 @@ def test_it_loads_nothing_before_it_is_called_and_then_the_tower_is_known():
         "plugins.register(); plugins.register()\n"
         "from transformers import AutoConfig, AutoModel\n"
         "config = AutoConfig.for_model('sparseformer')\n"
-        "print(before, AutoModel._model_mapping[type(config)].__name__)"
+        "print(before, AutoModel._model_mapping[type(config)].__name__)\n"
+        "for name in plugins.NOT_SERVED:\n"
+        "    try: AutoConfig.for_model(name)\n"
+        "    except ValueError as error: print(error)\n"
+        "import sf_llava.llava.tiles\n"
+        "print(*(AutoConfig.for_model(name).model_type for name in plugins.NOT_SERVED))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["[]", "SparseFormerModel"]
+    first, *refused, last = done.stdout.splitlines()
+    assert first == "[] SparseFormerModel"
+    own = [flat.config.model_type for flat in (tiles.LLAVA_NEXT, tiles.LLAVA_NEXT_VIDEO, tiles.LLAVA_ONEVISION)]
+    assert all(
+        f"cuts pictures into tiles ({name}) is not served" in said for name, said in zip(own, refused, strict=True)
+    )
+    assert last.split() == own  # a process that loads them itself is not kept from it
 
 
 def template_files() -> list[str]:

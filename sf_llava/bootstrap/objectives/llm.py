@@ -31,8 +31,9 @@ from sf_llava.bootstrap.objectives.objective import Objective, Seen
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.llava.hooks import weigh_latents
+from sf_llava.llava.host import refuse_tiles
 from sf_llava.llava.loading import load_llava
-from sf_llava.llava.reading import Reading, project, reading_of
+from sf_llava.llava.reading import Reading, blocks_read, layers_read, project, reading_of
 from sf_llava.measure.store import digest_texts
 from sf_llava.scienceqa.data import ScienceQA, explain, open_scienceqa
 from sf_llava.scienceqa.run import Answerer, Generation
@@ -227,8 +228,14 @@ def open_llava(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load a LLaVA that reads ``teacher``, whose place the teacher takes; arguments and errors of :func:`load_llm`."""
     model, processor = load_llava(llava, dtype=teacher.dtype, device_map={"": teacher.device})
-    if model.config.vision_feature_layer != layer:
-        raise ValueError(f"`llava` {llava} reads layer {model.config.vision_feature_layer}, `align_layer` is {layer}")
+    refuse_tiles(model, "alignment by a LLaVA's LLM")
+    read, wanted = blocks_read(model.config), teacher.num_hidden_layers + 1 + layer
+    if read != [wanted]:
+        layers = ", ".join(map(str, layers_read(model.config)))
+        raise ValueError(
+            f"`llava` {llava} reads layer {layers}, `align_layer` is {layer}: behind block "
+            f"{', '.join(map(str, read))} of its tower and behind block {wanted} of the teacher"
+        )
     model.model.language_model.set_attn_implementation(attention)
     check_tower(model, teacher, layer, llava)
     model.model.vision_tower = None
@@ -237,13 +244,17 @@ def open_llava(
 
 @torch.no_grad()
 def check_tower(model: LlavaForConditionalGeneration, teacher: Teacher, layer: int, llava: str) -> None:
-    """Check that the LLaVA's own tower gives the teacher's tokens, by one image of noise."""
+    """Check that what the LLaVA reads of its own tower are the teacher's tokens, by one image of noise.
+
+    It may hold the teacher without its last blocks, so the same state may have another number there.
+    """
     side = model.config.vision_config.image_size
     difference = float("inf")
     if side == teacher.image_size:
         noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(teacher.device)
         tokens = teacher.tokens(noise, layer).float()
-        own = model.model.vision_tower(noise.to(teacher.dtype), output_hidden_states=True).hidden_states[layer].float()
+        states = model.model.vision_tower(noise.to(teacher.dtype), output_hidden_states=True).hidden_states
+        own = states[layers_read(model.config)[0]].float()
         if own.shape == tokens.shape:
             difference = ((own - tokens).norm() / tokens.norm()).item()
     if not difference < LARGEST_DIFFERENCE:

@@ -125,7 +125,7 @@ def fit_projector(model: LlavaForConditionalGeneration, features: Tensor) -> Non
 
 def save_llava(model: LlavaForConditionalGeneration, processor: LlavaProcessor, directory: Path) -> None:
     """Fill ``directory`` with half-precision weights and the processor."""
-    half = LlavaForConditionalGeneration._from_config(model.config, dtype=torch.float16)
+    half = type(model)._from_config(model.config, dtype=torch.float16)
     half.load_state_dict(model.state_dict())
     half.generation_config = model.generation_config
     half.save_pretrained(directory)

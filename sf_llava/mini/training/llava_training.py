@@ -63,7 +63,8 @@ class QuestionBatch:
     """Rows of questions that share a prefix.
 
     Attributes:
-        features: (P, 64, 128) the vision tower's tokens of the first P rows' pictures.
+        features: (P, 64, 128) the vision tower's tokens of the first P rows' pictures; (P, V, 64, 128) of all views of
+            pictures that are cut into tiles.
         input_ids: (B, L) int64.
         positions: (B, L) int64; every question starts behind the prefix.
         segments: (B, L) int64: 0 the prefix, 1 .. a row's questions, -1 padding.
@@ -105,9 +106,14 @@ def draw_pool(model: LlavaForConditionalGeneration, count: int, chunk: int = 128
 
 
 class Packer:
-    """Writes questions as the evaluation does and packs them into rows."""
+    """Writes questions as the evaluation does and packs them into rows.
 
-    def __init__(self, processor: LlavaProcessor) -> None:
+    Args:
+        processor: of the LLaVA.
+        image_tokens: of a picture.
+    """
+
+    def __init__(self, processor: LlavaProcessor, image_tokens: int = IMAGE_TOKENS) -> None:
         self.tokenizer = processor.tokenizer
         self.letters = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(LETTERS[:NUM_PUBLISHED])))
         self.stops = torch.tensor(self.tokenizer.convert_tokens_to_ids([".", ". The answer is"]))
@@ -118,7 +124,7 @@ class Packer:
             messages = [{"role": "user", "content": content}]
             prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             before, self.after = prompt.split(_PLACE)
-            expanded = before.replace(processor.image_token, processor.image_token * IMAGE_TOKENS)
+            expanded = before.replace(processor.image_token, processor.image_token * image_tokens)
             self.prefixes[has_image] = self.tokenizer(expanded).input_ids
 
     def encode(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
@@ -242,6 +248,17 @@ def build_head(model: LlavaForConditionalGeneration) -> nn.Module:
     )
 
 
+def read_pictures(model: LlavaForConditionalGeneration, features: Tensor) -> Tensor:
+    """Project a batch's ``features`` and put those of all pictures one behind the other, as the model does: (T, D)."""
+    tokens = project(model, features)
+    if tokens.ndim == 3:
+        return tokens.flatten(0, 1)
+    sizes = model.config.image_grid_pinpoints[:1] * len(tokens)  # all are as large as the one size that it knows
+    strategy, newline = model.config.vision_feature_select_strategy, model.model.image_newline
+    packed, _ = model.model.pack_image_features(list(tokens), sizes, strategy, image_newline=newline)
+    return torch.cat(packed)
+
+
 def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch: QuestionBatch) -> dict[str, Tensor]:
     """``answer``: mean negative log-likelihood of the answers' tokens, last words of sentences weighted higher.
     ``previous``: the head's, over the tokens before in the same question. ``loss``: their weighted sum.
@@ -254,8 +271,7 @@ def training_losses(model: LlavaForConditionalGeneration, head: nn.Module, batch
     theirs = torch.stack([batch.segments.roll(back, dims=1) for back in range(1, _PREVIOUS + 1)], dim=-1)
     before = before.where(theirs == batch.segments[..., None], _IGNORED)
     with torch.autocast("cpu", torch.bfloat16):
-        pictures = project(model, batch.features)  # [P, 64, D]
-        embeds = embed_prompts(model, batch.input_ids, pictures.flatten(0, 1))  # [B, L, D]
+        embeds = embed_prompts(model, batch.input_ids, read_pictures(model, batch.features))  # [B, L, D]
         states = model.model.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
