@@ -13,7 +13,7 @@ PACKAGE = ROOT / "sf_llava"
 
 RANKS = [
     {"moved", "files", "logs", "devices", "catalogue", "extras", "visualize"},
-    {"cli", "report", "weights", "ops"},
+    {"cli", "report", "weights", "ops", "reduction"},
     {"configuration"},
     {"data"},
     {"model"},

@@ -1,28 +1,37 @@
 """``sf-llava benchmark costs``: parameters and multiply-adds beside those of the released models and of the paper.
 
-"official" was measured on the released code, "paper" is printed in Tables 1, 2, 6 and 7 (of v1 beside its released
+"official" was measured on the released code, "paper" is printed in Tables 1, 2, 4, 6 and 7 (of v1 beside its released
 weights, without the early convolution's 0.18 G); both count multiply-adds, with every token in every block. "embedding
-only" runs where no hidden state is asked for: CLS alone in the last block.
+only" runs where no hidden state is asked for: CLS alone in the last block. Teachers with fewer tokens (Table 4) count
+what they match tokens by as well, but no classifier.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from sf_llava.configuration import PRESETS, preset
+from sf_llava.measure.baselines import DiffRateTeacher, ToMeTeacher
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds, count_parameters
 from sf_llava.model.v1 import SparseFormerV1Model, v1_preset
 from sf_llava.model.v1.configuration import V1_PRESETS
+from sf_llava.reduction.diffrate import VIT_B_11_5, VIT_L_42_3
 from sf_llava.report import print_table, save
-from sf_llava.teachers.architectures import build_image_tower
+from sf_llava.teachers.architectures import build_image_tower, build_teacher
+from sf_llava.teachers.base import Teacher
 
 
 @dataclass
 class Cost:
-    """One encoder; parameters in millions, multiply-adds in billions, None where nothing was published."""
+    """One encoder; parameters in millions, multiply-adds in billions, None where nothing was published.
+
+    ``reduction`` names what leaves a teacher fewer tokens, one of ``REDUCTIONS``.
+    """
 
     encoder: str
     image_size: int
@@ -34,6 +43,12 @@ class Cost:
     parameters: float = 0.0
     multiply_adds: float = 0.0
     embedding_multiply_adds: float = 0.0
+    reduction: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return self.encoder if self.reduction is None else f"{self.encoder}, {self.reduction}"
 
     @property
     def tokens(self) -> str:
@@ -50,6 +65,8 @@ class Cost:
                 model = SparseFormerModel(preset(self.encoder, num_latents=self.num_latents))
             elif self.encoder in V1_PRESETS:
                 model = SparseFormerV1Model(v1_preset(self.encoder, num_latents=self.num_latents))
+            elif self.reduction is not None:
+                model = REDUCTIONS[self.reduction](build_teacher(self.encoder))
             else:
                 model = build_image_tower(self.encoder, self.image_size)
         self.parameters = count_parameters(model) / 1e6
@@ -57,6 +74,14 @@ class Cost:
         self.multiply_adds = count_multiply_adds(model, self.image_size, **everything) / 1e9
         self.embedding_multiply_adds = count_multiply_adds(model, self.image_size) / 1e9
         return self
+
+
+REDUCTIONS: dict[str, Callable[[Teacher], nn.Module]] = {
+    **{f"ToMe {count}": partial(ToMeTeacher, num_merged=count) for count in (8, 12, 16, 23, 40)},
+    "DiffRate 11.5": partial(DiffRateTeacher, schedule=VIT_B_11_5),
+    "DiffRate 42.3": partial(DiffRateTeacher, schedule=VIT_L_42_3),
+}
+"""Of Table 4: ToMe by r, the tokens merged in a block; DiffRate by its published schedules."""
 
 
 PUBLISHED = (
@@ -86,6 +111,15 @@ PUBLISHED = (
     Cost("timm:vit_base_patch16_224", 224, None, None, None, None, 17.5),
     Cost("open_clip:ViT-L-14-quickgelu", 224, None, None, 81.1, None, 81.1),
     Cost("open_clip:ViT-L-14-336-quickgelu", 336, None, None, 191, None, 191),
+    Cost("timm:vit_base_patch16_224", 224, reduction="ToMe 16", paper_multiply_adds=8.8),
+    Cost("timm:vit_base_patch16_224", 224, reduction="DiffRate 11.5", paper_multiply_adds=11.5),
+    Cost("timm:vit_large_patch16_224", 224, paper_multiply_adds=61.6),
+    Cost("timm:vit_large_patch16_224", 224, reduction="ToMe 12", paper_multiply_adds=20.8),
+    Cost("timm:vit_large_patch16_224", 224, reduction="ToMe 8", paper_multiply_adds=31.0),
+    Cost("timm:vit_large_patch16_224", 224, reduction="DiffRate 42.3", paper_multiply_adds=42.3),
+    Cost("timm:vit_large_patch16_384", 384, paper_multiply_adds=191),
+    Cost("timm:vit_large_patch16_384", 384, reduction="ToMe 40", paper_multiply_adds=56.0),
+    Cost("timm:vit_large_patch16_384", 384, reduction="ToMe 23", paper_multiply_adds=96.4),
     Cost("timm:vit_base_patch16_siglip_224", 224),
     Cost("timm:vit_so400m_patch14_siglip_384", 384),
     Cost("timm:vit_large_patch14_dinov2", 224),
@@ -97,7 +131,7 @@ def run(output: Path) -> list[Cost]:
     costs = [cost.count() for cost in PUBLISHED]
     rows = [
         [
-            cost.encoder,
+            cost.name,
             cost.image_size,
             cost.tokens,
             *_compared(cost.parameters, cost.official_parameters, cost.paper_parameters),

@@ -8,6 +8,9 @@
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
         killed and started again it continues; torchrun --nproc_per_node 8 -m sf_llava scienceqa ... shares the work
+    sf-llava scienceqa run --towers original random tome visionzip divprune prumerge swapped --tokens 8 16 32
+        its own tower with 8, 16 and 32 of its tokens, as they can be had without training, beside the student; on your
+        LLaVA with --model, --data and --encoder (tables with intervals and multiply-adds: docs/results.md)
     sf-llava scienceqa run --server http://localhost:8000 --data ScienceQA/data/scienceqa --controls blind shuffled
         asks what `vllm serve LLAVA --model-impl transformers` serves, many questions at once (docs/serving.md)
     sf-llava scienceqa score --problems problems.json --splits pid_splits.json --split test \\
@@ -17,7 +20,7 @@
         the paired difference of two predictions, its 95 % interval and McNemar's test
 
 Expected: a table with one row a tower and control: accuracy over all and over image questions with 95 % intervals, and
-how many answers could not be read.
+how many answers could not be read; paired differences to its own tower; what a picture costs through each.
 """
 
 import argparse
@@ -31,7 +34,7 @@ from sf_llava.scienceqa import CONTROLS
 
 LATENTS = cli.Number(int, 1, 2**16)
 TEMPERATURE = cli.Number(float, 0, 100)
-TOWERS = ("original", "pooled", "uniform", "random", "swapped")
+TOWERS = ("original", "pooled", "uniform", "random", "tome", "visionzip", "divprune", "prumerge", "swapped")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -50,9 +53,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--towers",
         nargs="+",
         choices=TOWERS,
-        help="its own; its own with a quarter of the tokens: averaged 2 x 2 (pooled), every second row and column "
-        "(uniform), drawn once (random); the encoders (default: original, swapped with --encoder; mini: all but "
-        "uniform)",
+        help="its own; its own with fewer tokens: averaged over the cells of a grid (pooled), one of each (uniform), "
+        "drawn once (random), merged by likeness (tome), or chosen as published (visionzip, divprune, prumerge); the "
+        "encoders (default: original, swapped with --encoder; mini: with pooled and random)",
+    )
+    run.add_argument(
+        "--tokens", type=LATENTS, nargs="+", metavar="N", help="of its own that stay, one row each (a quarter)"
     )
     run.add_argument(
         "--latents", type=LATENTS, nargs="+", metavar="N", help="of elastic encoders, one row each (their own)"
@@ -60,7 +66,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument(
         "--positions-and-bias",
         action="store_true",
-        help="swapped tower once more, its latents read by RoI centre and weighed for the LLM (no training)",
+        help="every tower with fewer tokens once more, these read by RoI centre and weighed for the LLM (no training)",
     )
     run.add_argument("--controls", nargs="+", default=[], choices=CONTROLS, help="ask image questions once more with")
     run.add_argument("--batch-size", type=cli.BATCH, metavar="N", help="questions at once (8; mini: 64)")

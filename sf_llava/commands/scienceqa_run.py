@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 MINI = "mini"
 SERVED = "served"
-LOCAL = ("encoder", "towers", "positions_and_bias", "batch_size", "tower", "conversation", "device", "dtype", "bits")
+COMPARED = ("encoder", "towers", "tokens", "positions_and_bias")
+LOCAL = (*COMPARED, "batch_size", "tower", "conversation", "device", "dtype", "bits")
 """Flags about a model in this process."""
 DECISIVE = ("model", "data", "split", "limit", "seed", "dtype", "bits", "max_new_tokens", "temperature", "conversation")
 
@@ -52,6 +53,7 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
 
     import transformers
 
+    from sf_llava.llava.costs import count_picture_costs
     from sf_llava.llava.towers import tower_in_place
     from sf_llava.measure.store import digest_weights
     from sf_llava.report import environment
@@ -63,6 +65,8 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
     plain = Answerer(model, processor, generation(arguments), worded={})
     common = {name: getattr(arguments, name) for name in DECISIVE} | {"llm_weights": digest_llm(model)}
     scores: dict[str, dict[str, Any]] = {}
+    costs: dict[str, dict[str, int]] = {}
+    text_tokens = count_text_tokens(plain, data)
     without_picture: dict[str, str] = {}  # answers to these questions by id, in which no tower has a say
     for tower, chosen in towers.items():
         with tower_in_place(model, processor, chosen) as num_patches:
@@ -70,6 +74,8 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
             answerer = replace(plain, num_patches=placed)
             seen = {"tower": chosen.where, "placed": placed is not None}
             seen["tower_weights"] = digest_weights(model.model.vision_tower)
+            if text_tokens is not None and placed is None:
+                costs[tower] = count_picture_costs(model, processor, text_tokens)._asdict()
             for control in (None, *arguments.controls):
                 if (name := name_of(tower, control)) in scores:
                     continue
@@ -88,7 +94,13 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
                 if control is None:
                     without_picture = {one.id: texts[one.id] for one in data.problems if not one.has_image}
     if state.is_main_process:
-        conclude(arguments, data, scores, list(towers), environment(device.type))
+        conclude(arguments, data, scores, list(towers), environment(device.type), costs)
+
+
+def count_text_tokens(answerer: Any, data: Any) -> int | None:
+    """Count the tokens of a prompt with a picture on average, the picture's left out; None where none has one."""
+    prompts = [answerer.prompt(problem, True) for problem in data.problems if problem.has_image]
+    return round(sum(answerer.count(prompts)) / len(prompts)) - 1 if prompts else None
 
 
 def ask_served(arguments: argparse.Namespace) -> None:
@@ -133,12 +145,16 @@ def conclude(
     scores: dict[str, dict[str, Any]],
     towers: list[str],
     environment: dict[str, Any],
+    costs: dict[str, dict[str, int]] | None = None,
 ) -> None:
-    """Print all rows side by side, and save them."""
+    """Print all rows side by side, and what a picture costs through each tower, where that is known; save them."""
     from sf_llava.files import write_json
-    from sf_llava.scienceqa.report import print_run
+    from sf_llava.scienceqa.report import print_costs, print_run
 
     found = print_run(f"{arguments.model} on {data.name}, split {data.split}", scores, towers, data.name == MINI)
+    if costs:
+        print_costs(costs)
+        found["costs"] = costs
     path = Path(arguments.output) / "results.json"
     write_json(path, {"settings": vars(arguments), "environment": environment, "scores": scores} | found)
     print(f"written to {path}")
@@ -163,24 +179,30 @@ def choose_towers(arguments: argparse.Namespace) -> "dict[str, Tower]":
     Raises:
         ValueError: a swap without an encoder, or two rows of one name.
     """
-    from sf_llava.llava.towers import SWAPPED, Tower
+    from sf_llava.llava.reduction import REDUCERS
+    from sf_llava.llava.towers import ORIGINAL, SWAPPED, Tower
 
     encoders = [Path(encoder) for encoder in arguments.encoder or []]
     chosen: list[tuple[str, Tower]] = []
     for kind in dict.fromkeys(arguments.towers or (["original", SWAPPED] if encoders else ["original"])):
-        if kind != SWAPPED:
+        if kind == ORIGINAL:
             chosen.append((kind, Tower(kind)))
-        elif not encoders:
+            continue
+        if kind == SWAPPED and not encoders:
             raise ValueError("--towers swapped needs --encoder DIR")
-        for encoder in encoders if kind == SWAPPED else []:
-            stem = SWAPPED if len(encoders) == 1 else f"{SWAPPED}-{encoder.name or encoder.resolve().name}"
-            for count in arguments.latents or [None]:
+        for encoder in encoders if kind == SWAPPED else [None]:
+            stem = kind
+            if encoder is not None and len(encoders) > 1:
+                stem = f"{kind}-{encoder.name or encoder.resolve().name}"
+            for count in (arguments.latents if kind == SWAPPED else arguments.tokens) or [None]:
                 name = stem if count is None else f"{stem}-{count}"
-                chosen.append((name, Tower(SWAPPED, encoder, num_latents=count)))
+                chosen.append((name, Tower(kind, encoder, num_tokens=count)))
                 if arguments.positions_and_bias:
-                    chosen.append((f"{name}-placed", Tower(SWAPPED, encoder, True, count)))
+                    chosen.append((f"{name}-placed", Tower(kind, encoder, True, count)))
     if arguments.positions_and_bias and not any(tower.positions_and_bias for _, tower in chosen):
-        raise ValueError("--positions-and-bias is for the swapped tower: give --encoder DIR, and no other --towers")
+        raise ValueError("--positions-and-bias is for towers with fewer tokens: give --encoder DIR, or other --towers")
+    if arguments.tokens and not any(tower.kind in REDUCERS for _, tower in chosen):
+        raise ValueError(f"--tokens is for towers with fewer of their own tokens: --towers {' '.join(REDUCERS)}")
     rows: dict[str, str] = {}
     for name, tower in chosen:
         for row in dict.fromkeys(name_of(name, control) for control in (None, *arguments.controls)):

@@ -8,6 +8,9 @@
         the flat validation folder too, with val.txt or LOC_val_solution.csv beside it. ImageNet-Sketch, -A and -R are
         recognised by their folders; name the classes of ImageNet-V2, parquet and hub sets: --classes imagenet
     sf-llava zero-shot --encoder runs/cifar --teacher runs/cifar_clip --data parquet:cifar10/validation.parquet
+    sf-llava zero-shot --reduced tome:4 tome:8 diffrate:4 diffrate:8
+        beside them the teacher with 4 or 8 tokens fewer in every block, off the shelf, and a plot of accuracy over
+        multiply-adds and over speed (paper, Table 4: ViT-B/16 84.6, with ToMe at 16 80.4, SF-B with 80 tokens 83.4)
     torchrun --nproc_per_node 8 -m sf_llava zero-shot ...   identical numbers on eight devices
 
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
@@ -45,6 +48,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--classes", metavar="NAME", help="mini, cifar10, imagenet, imagenet-a, -r or FILE.json (default: the data's)"
     )
     parser.add_argument("--templates", metavar="NAME", help="a class set's, simple, FILE.json or one text with {}")
+    parser.add_argument(
+        "--reduced",
+        nargs="+",
+        default=[],
+        metavar="KIND:R",
+        help="the teacher with R tokens fewer in every block: tome:R, diffrate:R",
+    )
     cli.add_flags(parser, "teacher", "output", "cache", "limit", "seed", output="runs/zero_shot")
     cli.add_flags(parser, "batch-size", "device", "dtype", "workers", batch_size=64)
     return cli.parse(parser, argv)
@@ -60,7 +70,9 @@ def main(argv: list[str]) -> None:
     from sf_llava.data import open_labelled
     from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device, choose_precision
+    from sf_llava.extras import require
     from sf_llava.files import require_writable_file
+    from sf_llava.measure.baselines import reduce_teacher, reduced_candidate
     from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
     from sf_llava.model.loading import is_v1
@@ -71,6 +83,8 @@ def main(argv: list[str]) -> None:
     started = time.perf_counter()
     arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)
+    if arguments.reduced:
+        require("the plot beside reduced teachers", "matplotlib")
     device = choose_device(arguments.device)
     arguments.dtype = choose_precision(arguments.dtype, device)
     images = open_labelled(arguments.data)
@@ -80,6 +94,7 @@ def main(argv: list[str]) -> None:
     else:
         encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
         teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
+        encoders += [reduced_candidate(name, reduce_teacher(teacher, name)) for name in arguments.reduced]
         with progress("prompts", "class") as advance:
             task = zero_shot_task(
                 teacher,
@@ -113,10 +128,10 @@ def open_v1(
     from sf_llava.model.loading import load_v1
     from sf_llava.zero_shot.task import classification_task
 
-    if arguments.teacher or arguments.classes or arguments.templates:
+    if arguments.teacher or arguments.classes or arguments.templates or arguments.reduced:
         raise ValueError(
             f"{arguments.encoder} holds a SparseFormer v1, which is scored alone, by its own classifier: leave out "
-            "--teacher, --classes and --templates"
+            "--teacher, --classes, --templates and --reduced"
         )
     model = load_v1(arguments.encoder, dtype=arguments.dtype, device=device)
     task = classification_task(model.config.num_classes, images, arguments.limit, arguments.seed)
@@ -145,16 +160,23 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     from accelerate import PartialState
 
     from sf_llava.files import write_json
+    from sf_llava.model.costs import count_multiply_adds
     from sf_llava.report import environment, print_table
 
     values = result.to_dict()
+    header, rows = result.table()
+    for score, encoder, row in zip(result.scores, values["encoders"], rows, strict=True):
+        candidate = score.encoder
+        encoder["multiply_adds"] = count_multiply_adds(candidate.module, candidate.preprocessing.image_size)
+        row.append(f"{encoder['multiply_adds'] / 1e9:.4g}")
     machine = environment(settings["device"])
     machine |= {"transformers": transformers.__version__, "processes": PartialState().num_processes}
     origin = values["classes"]
     if values["templates"]:
         origin += f", prompts: {len(values['templates'])}"
     counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
-    print_table(f"{settings['teacher'] or settings['encoder']} on {settings['data']}: {counts}", *result.table())
+    name = settings["teacher"] or settings["encoder"]
+    print_table(f"{name} on {settings['data']}: {counts}", [*header, "G mult-adds"], rows)
     for comparison in values["comparisons"]:
         low, high = (100 * bound for bound in comparison["top1_difference_interval"])
         print(
@@ -183,3 +205,34 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     path = Path(settings["output"]) / RESULTS
     write_json(path, values | {"settings": settings, "environment": machine, "seconds": round(seconds, 1)})
     print(f"written to {path}")
+    if settings["reduced"]:
+        draw(values["encoders"], path.with_suffix(".png"), where)
+        print(f"and {path.with_suffix('.png')}")
+
+
+def draw(encoders: list[dict[str, Any]], path: Path, where: str) -> None:
+    """Plot accuracy over multiply-adds and over speed, a line for every kind of reduction."""
+    from matplotlib.figure import Figure
+
+    from sf_llava.report import save_figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    kinds = dict.fromkeys(encoder["name"].partition(":")[0] for encoder in encoders)
+    for axes, name, scale, label in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("multiply_adds", "images_per_second"),
+        (1e9, 1),
+        ("G multiply-adds of one image", f"images/s\n{where}"),
+        strict=True,
+    ):
+        for kind in kinds:
+            line = [encoder for encoder in encoders if encoder["name"].partition(":")[0] == kind]
+            places = [encoder[name] / scale for encoder in line]
+            axes.plot(places, [100 * encoder["top1"] for encoder in line], "o-", label=kind)
+            for place, encoder in zip(places, line, strict=True):
+                tokens = str(encoder["num_tokens"])
+                axes.annotate(tokens, (place, 100 * encoder["top1"]), xytext=(4, -10), textcoords="offset points")
+        axes.set(xlabel=label, ylabel="top-1 (%)")
+        axes.label_outer()
+    axes.legend(title="numbers: tokens left")
+    save_figure(figure, path)

@@ -194,6 +194,21 @@ def project(model: "LlavaForConditionalGeneration", tokens: Tensor) -> Tensor:
     return model.model.multi_modal_projector(tokens)
 
 
+def boxes_of(places: Tensor, num_patches: int) -> Tensor:
+    """Give the boxes of patches, whose centres :func:`find_patches` finds again.
+
+    Args:
+        places: (...) int64 in 0 .. M - 1, in raster order.
+        num_patches: M, a square number.
+
+    Returns:
+        (..., 4) float32 corners as image fractions.
+    """
+    side = math.isqrt(num_patches)
+    corners = torch.stack([places % side, places // side], dim=-1)  # x, y
+    return torch.cat([corners, corners + 1], dim=-1) / side
+
+
 def find_patches(rois: Tensor, num_patches: int) -> Tensor:
     """Find the patch that every RoI's centre falls on, the nearest one for a centre outside the image.
 

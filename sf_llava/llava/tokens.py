@@ -233,17 +233,22 @@ def _count_written(image_size: int, patch_size: int, extra: int, strategy: str) 
 
 
 @torch.no_grad()
+def show_nothing(model: LlavaForConditionalGeneration) -> Any:
+    """Show an empty picture to a ViT tower: all that it gives."""
+    tower, config = model.model.vision_tower, model.config.vision_config
+    weight = next(weight for weight in tower.parameters() if weight.dtype.is_floating_point)
+    empty = torch.zeros(1, 3, config.image_size, config.image_size, device=weight.device, dtype=weight.dtype)
+    return tower(empty, output_hidden_states=True, return_dict=True)
+
+
 def count_extra_tokens(model: LlavaForConditionalGeneration) -> int:
     """Count what a ViT tower gives beside its patches (CLS), by showing it an empty picture.
 
     Raises:
         ValueError: it gives fewer tokens than its config has patches.
     """
-    tower, config = model.model.vision_tower, model.config.vision_config
-    num_patches = count_patches(config)
-    weight = next(weight for weight in tower.parameters() if weight.dtype.is_floating_point)
-    empty = torch.zeros(1, 3, config.image_size, config.image_size, device=weight.device, dtype=weight.dtype)
-    given = tower(empty, output_hidden_states=True, return_dict=True).hidden_states[-1].shape[1]
+    num_patches = count_patches(model.config.vision_config)
+    given = show_nothing(model).hidden_states[-1].shape[1]
     if given < num_patches:
         raise ValueError(f"the vision tower gives {given} tokens, but its config has {num_patches} patches")
     return given - num_patches

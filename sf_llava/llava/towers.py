@@ -16,7 +16,7 @@ from sf_llava.llava.tokens import complete_processor, count_patches
 
 ORIGINAL, POOLED, SWAPPED = "original", "pooled", "swapped"
 KINDS = (ORIGINAL, *REDUCERS, SWAPPED)
-"""Of towers: its own, its own with a quarter of the tokens (see reduction.py), a SparseFormer."""
+"""Of towers: its own, its own with fewer tokens (see reduction.py), a SparseFormer."""
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,34 @@ class Tower:
     Attributes:
         kind: one of ``KINDS``.
         encoder: where a ``SWAPPED`` tower lies: the directory of an encoder or of its run.
-        positions_and_bias: whether the LLM reads a ``SWAPPED`` tower's latents by RoI centre and with the
-            attention bias.
-        num_latents: N of a ``SWAPPED`` tower that is elastic; None for its own.
+        positions_and_bias: whether the LLM reads what takes the place of its tower's patches by RoI centre and with
+            the attention bias; not for ``ORIGINAL``.
+        num_tokens: N of a ``SWAPPED`` tower that is elastic, or of one with fewer tokens; None for its own latents,
+            or a quarter of the patches.
     """
 
     kind: str
     encoder: Path | None = None
     positions_and_bias: bool = False
-    num_latents: int | None = None
+    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown tower {self.kind!r}; known: {', '.join(KINDS)}")
-        if (self.encoder is None) == (self.kind == SWAPPED) or (self.positions_and_bias and self.kind != SWAPPED):
+        if (self.encoder is None) == (self.kind == SWAPPED):
+            raise ValueError(f"an encoder is for a {SWAPPED} tower, which needs one")
+        if self.kind == ORIGINAL and (self.positions_and_bias or self.num_tokens is not None):
             raise ValueError(
-                f"an encoder is for a {SWAPPED} tower, which needs one, and positions_and_bias for that tower alone"
+                f"the {ORIGINAL} tower has all its tokens in their places: positions_and_bias and num_tokens are for "
+                "the others"
             )
 
     @property
     def where(self) -> str:
-        """What names it in settings: the encoder's directory, or the kind."""
-        return self.kind if self.encoder is None else str(self.encoder)
+        """What names it in settings: the encoder's directory, or the kind, with N where it is not a quarter."""
+        if self.encoder is not None:
+            return str(self.encoder)
+        return self.kind if self.num_tokens is None else f"{self.kind}-{self.num_tokens}"
 
 
 @contextmanager
@@ -84,9 +90,9 @@ def tower_in_place(
         complete_processor(model, processor)
         yield num_patches
     elif tower.kind in REDUCERS:
-        with reduced(model, processor, tower.kind):
+        with reduced(model, processor, tower.kind, tower.num_tokens):
             yield num_patches
     else:
         assert tower.encoder is not None, "a swapped tower has an encoder"
-        with swapped(model, processor, tower.encoder, tower.num_latents):
+        with swapped(model, processor, tower.encoder, tower.num_tokens):
             yield num_patches

@@ -1,10 +1,7 @@
-"""Fewer tokens without training: average pooling of a teacher's tokens, and merging as in ToMe.
+"""Fewer tokens without training inside a teacher: average pooling, ToMe, DiffRate (sf_llava/reduction). All keep CLS.
 
-Token Merging: Your ViT But Faster (ICLR 2023). Both keep CLS, and end with as many tokens as a student has latents.
 Letters: B images, T tokens (CLS first), M patches, N tokens that stay (CLS not counted), D width, A heads.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +9,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from sf_llava.measure.encoders import Candidate
+from sf_llava.reduction.diffrate import Schedule, constant_rates, prune_and_merge
+from sf_llava.reduction.grids import average_cells
+from sf_llava.reduction.tome import match, merge
 from sf_llava.teachers.base import Teacher
 
 
@@ -65,22 +65,32 @@ class PooledTeacher(ReducedTeacher):
         return tokens
 
 
-class MergedTeacher(ReducedTeacher):
-    """Merge the most similar tokens a little in every block, between attention and MLP (ToMe).
+class _CompressedTeacher(ReducedTeacher):
+    """Fewer tokens in every block, between attention and MLP, by attention that counts what each token stands for."""
 
-    Unlike ToMe's constant number, a constant share of the tokens is merged in every block, so that any N is reached.
-    """
+    def compress(self, index: int, tokens: Tensor, sizes: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave fewer tokens in one block; a subclass says which.
+
+        Args:
+            index: of the block.
+            tokens: (B, T, D) behind its attention.
+            sizes: (B, T).
+            query, key: (B, A, T, D / A) of it.
+
+        Returns:
+            Fewer tokens, CLS first, and their sizes.
+        """
+        raise NotImplementedError
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
-        teacher, depth = self.teacher, self.teacher.num_hidden_layers
         sizes = tokens.new_ones(tokens.shape[:2])
-        patches = tokens.shape[1] - 1
-        for index in range(depth):
-            left = round(patches * (self.num_tokens / patches) ** ((index + 1) / depth))
-            tokens, sizes = self._run_block(teacher.block_state_dict(index), tokens, sizes, left)
+        for index in range(self.teacher.num_hidden_layers):
+            tokens, sizes = self._run_block(index, tokens, sizes)
         return tokens
 
-    def _run_block(self, block: dict[str, Tensor], tokens: Tensor, sizes: Tensor, left: int) -> tuple[Tensor, Tensor]:
+    def _run_block(self, index: int, tokens: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.teacher.block_state_dict(index)
+
         def layer(name: str, x: Tensor) -> Tensor:
             weight, bias = block[f"{name}.weight"], block[f"{name}.bias"]
             if name.startswith("norm"):
@@ -90,54 +100,101 @@ class MergedTeacher(ReducedTeacher):
         heads = self.teacher.num_attention_heads
         qkv = layer("attn.qkv", layer("norm1", tokens)).unflatten(-1, (3, heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, A, T, D / A]
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + sizes.log()[:, None, None]
-        attended = (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(-2)
-        tokens = tokens + layer("attn.proj", attended)
-        tokens, sizes = merge_tokens(tokens, sizes, key.mean(dim=1), left)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=sizes.log()[:, None, None])
+        tokens = tokens + layer("attn.proj", attended.transpose(1, 2).flatten(-2))
+        tokens, sizes = self.compress(index, tokens, sizes, query, key)
         activation = ACT2FN[self.teacher.hidden_act]
         return tokens + layer("mlp.fc2", activation(layer("mlp.fc1", layer("norm2", tokens)))), sizes
 
 
-def pool_tokens(tokens: Tensor, num_tokens: int) -> Tensor:
-    """Average (B, 1 + M, D) tokens, CLS apart, over the cells of the most square grid of N: (B, 1 + N, D)."""
-    side = math.isqrt(tokens.shape[1] - 1)
-    rows = max(rows for rows in range(1, math.isqrt(num_tokens) + 1) if num_tokens % rows == 0)
-    grid = tokens[:, 1:].transpose(1, 2).unflatten(-1, (side, side))  # [B, D, side, side]
-    pooled = F.adaptive_avg_pool2d(grid, (rows, num_tokens // rows)).flatten(2).transpose(1, 2)
-    return torch.cat([tokens[:, :1], pooled], dim=1)
+class MergedTeacher(_CompressedTeacher):
+    """Merge the most similar tokens a little in every block, as ToMe does.
+
+    Unlike ToMe's constant number, a constant share of the tokens is merged in every block, so that any N is reached.
+    """
+
+    def left(self, index: int) -> int:
+        """How many tokens are left beside CLS behind a block."""
+        share = (index + 1) / self.teacher.num_hidden_layers
+        return round(self.teacher.num_patches * (self.num_tokens / self.teacher.num_patches) ** share)
+
+    def compress(self, index: int, tokens: Tensor, sizes: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        num_merged = tokens.shape[1] - 1 - self.left(index)
+        return (
+            merge(match(key.mean(dim=1), num_merged, keep_first=True), tokens, sizes) if num_merged else (tokens, sizes)
+        )
 
 
-def merge_tokens(tokens: Tensor, sizes: Tensor, keys: Tensor, left: int) -> tuple[Tensor, Tensor]:
-    """Merge tokens by bipartite soft matching until ``left`` are left beside CLS.
-
-    Every second token looks for its most similar one among the others; the most similar pairs become one token, the
-    average weighted by how many patches each stands for.
+class ToMeTeacher(MergedTeacher):
+    """Merge a constant number of tokens in every block, with proportional attention: ToMe as published (Sec. 3).
 
     Args:
-        tokens: (B, T, D), CLS first; CLS is never merged.
-        sizes: (B, T), patches that each token stands for.
-        keys: (B, T, D / A), by whose cosine tokens are compared.
-        left: tokens that stay; at least half of T.
-
-    Returns:
-        (B, 1 + left, D) tokens, CLS first, and their (B, 1 + left) sizes.
+        teacher: any teacher with CLS.
+        num_merged: r, tokens merged in a block; where fewer than 2 r are left beside CLS, half of them.
     """
-    num_merged = tokens.shape[1] - 1 - left
-    if num_merged == 0:
-        return tokens, sizes
-    keys = F.normalize(keys, dim=-1)
-    scores = keys[:, ::2] @ keys[:, 1::2].transpose(-1, -2)  # [B, T / 2, T / 2]
-    scores[:, 0] = -torch.inf  # CLS
-    best, partner = scores.max(dim=-1)
-    order = best.argsort(dim=-1, descending=True)
-    merged, kept = order[:, :num_merged], order[:, num_merged:].sort(dim=-1).values
-    partner = partner.gather(1, merged)  # [B, merged]
-    weighted = torch.cat([tokens * sizes[..., None], sizes[..., None]], dim=-1)  # [B, T, D + 1]
-    source, target = weighted[:, ::2], weighted[:, 1::2]
-    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-    target = target.index_put((rows, partner), source[rows, merged], accumulate=True)
-    both = torch.cat([source[rows, kept], target], dim=1)
-    return both[..., :-1] / both[..., -1:], both[..., -1]
+
+    def __init__(self, teacher: Teacher, num_merged: int) -> None:
+        if num_merged < 1:
+            raise ValueError(f"ToMe merges at least one token in a block, not {num_merged}")
+        counts = [teacher.num_patches]
+        for _ in range(teacher.num_hidden_layers):
+            counts.append(counts[-1] - min(num_merged, counts[-1] // 2))
+        super().__init__(teacher, counts[-1])
+        self.counts = counts
+
+    def left(self, index: int) -> int:
+        return self.counts[index + 1]
+
+
+class DiffRateTeacher(_CompressedTeacher):
+    """Prune and merge by class attention, with rates given for every block: DiffRate's inference.
+
+    Args:
+        teacher: any teacher with CLS.
+        schedule: tokens kept in each of its blocks.
+    """
+
+    def __init__(self, teacher: Teacher, schedule: Schedule) -> None:
+        depths = {len(schedule.pruned), len(schedule.merged), teacher.num_hidden_layers}
+        if len(depths) > 1 or min(*schedule.pruned, *schedule.merged) < 2:
+            raise ValueError(
+                f"expected for each of {teacher.name}'s {teacher.num_hidden_layers} blocks how many tokens are kept, "
+                f"CLS and at least one more, not {schedule}"
+            )
+        super().__init__(teacher, min(*schedule.pruned, *schedule.merged, teacher.num_tokens) - 1)
+        self.schedule = schedule
+
+    def compress(self, index: int, tokens: Tensor, sizes: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        scores = query[:, :, :1] @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + sizes.log()[:, None, None]
+        attention = scores.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
+        return prune_and_merge(tokens, sizes, attention, self.schedule.pruned[index], self.schedule.merged[index])
+
+
+REDUCTIONS = ("tome", "diffrate")
+
+
+def reduce_teacher(teacher: Teacher, name: str) -> ReducedTeacher:
+    """Take R tokens away in every block of a teacher.
+
+    Args:
+        teacher: any teacher with CLS.
+        name: ``tome:R``, or ``diffrate:R``, which prunes half of them and merges the other half; rates that were
+            searched are for :class:`DiffRateTeacher`.
+
+    Raises:
+        ValueError: another name, or a teacher without CLS.
+    """
+    kind, _, count = name.partition(":")
+    if kind not in REDUCTIONS or not count.isdecimal() or int(count) < 1:
+        raise ValueError(f"unknown reduction {name!r}; expected tome:R or diffrate:R, R tokens fewer in every block")
+    if kind == "tome":
+        return ToMeTeacher(teacher, int(count))
+    return DiffRateTeacher(teacher, constant_rates(teacher.num_tokens, teacher.num_hidden_layers, int(count)))
+
+
+def pool_tokens(tokens: Tensor, num_tokens: int) -> Tensor:
+    """Average (B, 1 + M, D) tokens, CLS apart, over the cells of the most square grid of N: (B, 1 + N, D)."""
+    return torch.cat([tokens[:, :1], average_cells(tokens[:, 1:], num_tokens).tokens], dim=1)
 
 
 def reduced_candidate(name: str, module: ReducedTeacher) -> Candidate:

@@ -69,6 +69,16 @@ def print_comparison(title: str, result: dict[str, Any]) -> None:
             )
 
 
+def print_costs(costs: Mapping[str, Mapping[str, int]]) -> None:
+    """Print what one picture costs through every tower, in multiply-adds."""
+    rows = [
+        [name, one["tokens"], *(f"{one[part] / 1e9:.4g}" for part in ("tower", "prefill"))]
+        for name, one in costs.items()
+    ]
+    header = ["", "tokens", "tower", "prefill"]
+    print_table("one picture and its question, G multiply-adds", header, rows)
+
+
 def print_kinds(scores: Mapping[str, dict[str, Any]]) -> None:
     """Print the accuracy on every kind of question of the drawn world, a column a tower or control."""
     right: dict[tuple[bool, str], dict[str, list[bool]]] = {}

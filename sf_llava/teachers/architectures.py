@@ -38,12 +38,21 @@ def build_image_tower(name: str, image_size: int | None = None) -> nn.Module:
 
 
 def build_teacher(name: str) -> Teacher:
-    """Build the teacher ``open_clip:MODEL``, random, or load ``mini``; see :func:`build_image_tower`."""
+    """Build the teacher ``open_clip:MODEL`` or ``timm:MODEL``, random, or load ``mini``.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as of :func:`build_image_tower`, and a model that cannot be a teacher.
+    """
     if name == "mini":
         return load_teacher(name)
     family, _, model = name.partition(":")
+    if family == "timm":
+        vit: Any = build_image_tower(name)
+        from sf_llava.teachers.timm_teacher import TimmTeacher
+
+        return TimmTeacher(name, vit)
     if family != "open_clip":
-        raise ValueError(f"unknown random teacher {name!r}; expected open_clip:MODEL or mini")
+        raise ValueError(f"unknown random teacher {name!r}; expected open_clip:MODEL, timm:MODEL or mini")
     clip = _build_clip(model)
     from sf_llava.teachers.open_clip_teacher import OpenClipTeacher
 

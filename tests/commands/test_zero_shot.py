@@ -65,8 +65,8 @@ def test_a_sparseformer_v1_is_scored_alone_by_its_own_classifier(folder, tmp_pat
         count += 1
         right += int(model(pixel_values).logits.argmax() == label)
     assert row["top1"] == right / count and row["num_tokens"] == 4
-    with pytest.raises(ValueError, match="leave out --teacher, --classes and --templates"):
-        zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--classes", "imagenet"])
+    with pytest.raises(ValueError, match="leave out --teacher, --classes, --templates and --reduced"):
+        zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--reduced", "tome:4"])
 
 
 @pytest.mark.slow

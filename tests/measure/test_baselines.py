@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from sf_llava.measure.baselines import MergedTeacher, PooledTeacher, merge_tokens, pool_tokens, reduced_candidate
+from sf_llava.measure.baselines import MergedTeacher, PooledTeacher, pool_tokens, reduced_candidate
 from sf_llava.model.costs import count_multiply_adds
+from sf_llava.reduction.tome import match, merge
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_the_most_similar_pair_is_merged_by_its_weights():
     tokens = torch.tensor([[[7.0], [1.0], [2.0], [5.0], [9.0]]])
     sizes = torch.tensor([[1.0, 3.0, 1.0, 1.0, 1.0]])
     keys = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.1], [0.0, -1.0], [-1.0, 0.2]]])
-    merged, merged_sizes = merge_tokens(tokens, sizes, keys, 3)  # token 2 into token 1, weights 1 and 3
+    matching = match(keys, 1, keep_first=True)
+    merged, merged_sizes = merge(matching, tokens, sizes)  # token 2 into token 1, weights 1 and 3
     assert merged.flatten().tolist() == [7.0, 9.0, 1.25, 5.0]
     assert merged_sizes.flatten().tolist() == [1, 1, 4, 1]
 
@@ -55,12 +57,13 @@ def test_merging_copies_changes_nothing(clip_teacher):
     distinct = torch.randn(1, 9, clip_teacher.hidden_size)
     doubled = torch.cat([distinct[:, :1], distinct[:, 1:].repeat_interleave(2, dim=1)], dim=1)  # CLS, a a b b ...
     merging = MergedTeacher(clip_teacher, 8)
-    merged, sizes = merge_tokens(doubled, torch.ones(1, 17), doubled, 8)
+    merged, sizes = merge(match(doubled, 8, keep_first=True), doubled, torch.ones(1, 17))
     assert sizes.tolist() == [[1] + [2] * 8]
     torch.testing.assert_close(merged, distinct)
-    block = clip_teacher.block_state_dict(0)
-    from_merged, _ = merging._run_block(block, merged, sizes, 8)
-    from_doubled, _ = merging._run_block(block, doubled, torch.ones(1, 17), 16)
+    merging.left = lambda index: 16  # of 16 tokens, or of 8: none is merged
+    from_doubled, _ = merging._run_block(0, doubled, torch.ones(1, 17))
+    merging.left = lambda index: 8
+    from_merged, _ = merging._run_block(0, merged, sizes)
     torch.testing.assert_close(from_merged[:, 0], from_doubled[:, 0], rtol=1e-4, atol=1e-5)
 
 

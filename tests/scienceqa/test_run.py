@@ -88,7 +88,7 @@ def test_the_swapped_tower_runs_once_more_with_positions_and_bias(files, finishe
     assert lines[0] == lines[1]
     placed = (tmp_path / "swapped-placed" / "answers.jsonl").read_text().splitlines()
     assert placed[1::2] == lines[0].splitlines()[1::2] and len(placed) == 11  # text alone is answered as ever
-    with pytest.raises(ValueError, match="--positions-and-bias is for the swapped tower"):
+    with pytest.raises(ValueError, match="--positions-and-bias is for towers with fewer tokens"):
         scienceqa.main(command(files, tmp_path, "--towers", "original", "--positions-and-bias"))
 
 
@@ -124,8 +124,24 @@ def test_a_tower_is_a_value_that_says_what_it_is():
     for wrong in (dict(kind="other"), dict(kind=SWAPPED), dict(kind="original", encoder=Path("x"))):
         with pytest.raises(ValueError, match=r"unknown tower|an encoder is for a swapped tower"):
             Tower(**wrong)
-    with pytest.raises(ValueError, match="positions_and_bias for that tower alone"):
-        Tower("pooled", positions_and_bias=True)
+    for wrong in (dict(positions_and_bias=True), dict(num_tokens=4)):
+        with pytest.raises(ValueError, match="the original tower has all its tokens in their places"):
+            Tower("original", **wrong)
+    assert [Tower("pooled", num_tokens=count).where for count in (None, 4)] == ["pooled", "pooled-4"]
+
+
+def test_fewer_of_its_own_tokens_are_rows_with_their_costs(files, tmp_path):
+    kinds = ("random", "divprune", "visionzip")
+    scienceqa.main(command(files, tmp_path, "--towers", *kinds, "--tokens", "4", "9", "--positions-and-bias"))
+    results = json.loads((tmp_path / "results.json").read_text())
+    names = [f"{kind}-{count}{placed}" for kind in kinds for count in (4, 9) for placed in ("", "-placed")]
+    assert list(results["scores"]) == names
+    assert all(score["total"] == 11 for score in results["scores"].values())
+    assert list(results["costs"]) == names[::2]
+    assert [one["tokens"] for one in results["costs"].values()] == [4, 9] * 3
+    assert results["costs"]["random-4"]["prefill"] < results["costs"]["random-9"]["prefill"]
+    with pytest.raises(ValueError, match="--tokens is for towers with fewer of their own tokens: --towers pooled"):
+        scienceqa.main(command(files, tmp_path / "other", "--tokens", "4"))
 
 
 def test_questions_that_say_image_are_asked(answerer, tmp_path):

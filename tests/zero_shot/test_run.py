@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sf_llava.bootstrap.inherit import inherit, student_config
+from sf_llava.commands.zero_shot import main
 from sf_llava.data import LabelledImages, open_labelled
 from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.measure.store import EmbeddingStore
@@ -250,3 +251,17 @@ def test_labels_are_matched_by_name_then_by_position_or_not_at_all():
     assert match_labels(labelled("cat"), classes) == ([1], "name")
     with pytest.raises(ValueError, match=r"has 3 classes, animals has 2, .*: cow, pig"):
         match_labels(labelled("cow", "pig", "cat"), classes)
+
+
+def test_a_teacher_with_fewer_tokens_is_a_row_with_its_cost_and_a_plot(clip_dir, folder, tmp_path):
+    arguments = ["--teacher", str(clip_dir), "--data", f"folder:{folder}", "--output", str(tmp_path / "out")]
+    arguments += ["--cache", str(tmp_path), "--device", "cpu", "--workers", "0"]
+    main([*arguments, "--reduced", "tome:9", "diffrate:9"])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["encoders"]
+    assert [(row["name"], row["num_tokens"]) for row in rows] == [("teacher", 64), ("tome:9", 37), ("diffrate:9", 37)]
+    assert (
+        rows[1]["multiply_adds"] < rows[0]["multiply_adds"] and (tmp_path / "out" / "results.png").stat().st_size > 1000
+    )
+    for wrong in ("tome", "tome:0", "tome:-1", "merge:3"):
+        with pytest.raises(ValueError, match=f"unknown reduction '{wrong}'; expected tome:R or diffrate:R"):
+            main([*arguments, "--reduced", wrong])
