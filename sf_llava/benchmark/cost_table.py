@@ -75,6 +75,8 @@ PUBLISHED = (
     Cost("sf-l-dinov2-224", 224, 64),
     Cost("sf-mini", 64, 16),
     Cost("timm:vit_base_patch16_224", 224, None, None, None, None, 17.5),
+    Cost("timm:vit_large_patch16_224", 224, None, None, None, None, 61.6),
+    Cost("timm:vit_large_patch16_384", 384, None, None, None, None, 191),
     Cost("open_clip:ViT-L-14-quickgelu", 224, None, None, 81.1, None, 81.1),
     Cost("open_clip:ViT-L-14-336-quickgelu", 336, None, None, 191, None, 191),
     Cost("timm:vit_base_patch16_siglip_224", 224),

@@ -9,8 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from sf_llava.bootstrap.inherit import inherit, student_config
+from sf_llava.commands import zero_shot
 from sf_llava.mini import MINI_CLIP_DIR
+from sf_llava.model import SparseFormerModel
+from sf_llava.teachers import load_teacher
+from sf_llava.teachers.timm_classifier import build_classifier, save_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +44,37 @@ def test_teacher_and_student_stand_in_one_table(clip_dir, student, folder, tmp_p
     values = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())
     assert values["num_images"] == 13 and values["settings"]["teacher"] == str(clip_dir)
     assert {"device", "torch", "transformers"} <= values["environment"].keys()
+
+
+def test_a_classifier_and_its_students_stand_in_one_table_with_costs(folder, tmp_path, monkeypatch, capsys):
+    """The paper's Table 2 in small: more latents, more pixels, all through the teacher's own classifier."""
+    torch.manual_seed(0)
+    geometry = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    vit = build_classifier(3, geometry, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0})
+    save_classifier(vit, geometry, tmp_path / "vit")
+    teacher = load_teacher(str(tmp_path / "vit"))
+    for name, latents, pixels in (("a", 4, 32), ("b", 9, 48)):
+        student = SparseFormerModel(student_config(teacher, num_latents=latents, image_size=pixels))
+        inherit(student, teacher)
+        student.save_pretrained(tmp_path / name / "encoder")
+        (tmp_path / name / "config.json").write_text(json.dumps({"teacher": str(tmp_path / "vit")}))
+    monkeypatch.chdir(tmp_path)
+    zero_shot.main(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu", "--workers", "0"])
+    printed = capsys.readouterr().out
+    assert "9 + CLS" in printed and "the teacher's own" in printed and "mult-adds" in printed
+    values = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())
+    encoders = values["encoders"]
+    assert [encoder["name"] for encoder in encoders] == ["teacher", "a", "b"]
+    assert [(e["num_tokens"], e["image_size"]) for e in encoders] == [(16, 32), (4, 32), (9, 48)]
+    # a ViT's: patches, then a block of 17 tokens, 12 D^2 for its products and 2 T D for each token's attention
+    tokens, width = 17, 32
+    blocks = 3 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    assert encoders[0]["multiply_adds"] == 16 * 3 * 64 * width + blocks  # scored without it: the classifier
+    assert len(values["comparisons"]) == 2
+
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"teacher": "mini"}))
+    with pytest.raises(ValueError, match="the encoders are of several teachers"):
+        zero_shot.main(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu"])
 
 
 @pytest.mark.slow
