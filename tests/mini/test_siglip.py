@@ -27,7 +27,7 @@ def test_its_files_are_small_and_load_with_transformers_alone_to_the_same_embedd
     assert WEIGHTS.stat().st_size < 4_000_000
     siglip = AutoModel.from_pretrained(MINI_SIGLIP_DIR, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(MINI_SIGLIP_DIR)
-    image, texts = open_labelled("mini").images.load(3), ["a red circle", "a picture of a Blue Star"]
+    image, texts = open_labelled("mini").load(3), ["a red circle", "a picture of a Blue Star"]
     inputs = processor(text=texts, images=image, padding="max_length", return_tensors="pt")
     pixels = teacher.preprocessing(image)[None]
     torch.testing.assert_close(pixels, inputs["pixel_values"], atol=1e-5, rtol=0)
@@ -48,7 +48,7 @@ def test_a_right_pair_is_likelier_than_not_and_a_wrong_one_is_not(teacher):
     images = open_labelled("mini")
     rows = [0, 9, 18, 27, 36, 45, 54, 63]
     siglip = AutoModel.from_pretrained(MINI_SIGLIP_DIR, dtype=torch.float32).eval()
-    embeds = teacher(torch.stack([teacher.preprocessing(images.images.load(row)) for row in rows]))
+    embeds = teacher(torch.stack([teacher.preprocessing(images.load(row)) for row in rows]))
     texts = teacher.encode_text([f"a {images.class_names[images.labels[row]]}" for row in rows])
     cosines = F.normalize(embeds, dim=1) @ F.normalize(texts, dim=1).T
     chances = (siglip.logit_scale.exp() * cosines + siglip.logit_bias).sigmoid().detach()
