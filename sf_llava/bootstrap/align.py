@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "position": 1.0, "llm": 4.0, "placed": 4.0}
+ALIGNMENT_WEIGHTS = {"set": 0.3, "readout": 1.0, "position": 1.0, "layers": 1.0, "llm": 4.0, "placed": 4.0}
 """The losses that ``align`` knows, and their default weights. Those of the LLM are large because a divergence is a mean
 over all words of an answer, few of which depend on the picture."""
 
@@ -12,6 +12,9 @@ FROM_IMAGES = {name: ALIGNMENT_WEIGHTS[name] for name in ("set", "readout", "pos
 
 LLM_LOSSES = {"llm", "placed"}
 """Those of them that need a LLaVA and questions."""
+
+LAYER_LOSSES = {"layers"}
+"""Those of them that need a LLaVA without questions."""
 
 
 def parse_alignment(align: str | Mapping[str, float]) -> dict[str, float]:
@@ -48,5 +51,10 @@ def _terms(text: str) -> list[tuple[str, str]]:
 
 
 def asks_llm(weights: Mapping[str, float]) -> bool:
-    """Whether one of these losses asks a LLM."""
+    """Whether one of these losses asks a LLM questions."""
     return not LLM_LOSSES.isdisjoint(weights)
+
+
+def reads_llava(weights: Mapping[str, float]) -> bool:
+    """Whether one of these losses needs a LLaVA, with questions or without."""
+    return not (LLM_LOSSES | LAYER_LOSSES).isdisjoint(weights)

@@ -126,14 +126,16 @@ class ObjectiveConfig:
     align: Mapping[str, float] = field(
         metadata={
             "help": "losses on the tokens that LLaVA reads, beside the embedding's: none (the paper), or a sum of set, "
-            "readout, position (these see images alone), llm, placed (llm, read with positions and bias), with "
-            "weights: set=0.3+readout=1 (these are the default ones; llm and placed: 4). Default: set+readout+position",
+            "readout, position (these see images alone), layers (a LLaVA's projector and first two layers, without "
+            "questions), llm (all of it, with questions), placed (llm, read with positions and bias), with "
+            "weights: set=0.3+readout=1 (these are the default ones; llm and placed: 4, all others 1). "
+            "Default: set+readout+position",
             "number": None,
             "type": str,
         },
     )
     align_layer: int = _flag(-2, "hidden state that LLaVA reads, counted from the end", LAYER)
-    llava: str | None = _flag(None, "LLaVA on this teacher, for `align` llm: a directory, a hub name, mini")
+    llava: str | None = _flag(None, "LLaVA on this teacher, for `align` layers and llm: a directory, a hub name, mini")
     questions: str | None = _flag(None, "ScienceQA data for `align` llm, of which the train split is read: DIR, mini:N")
 
     @property

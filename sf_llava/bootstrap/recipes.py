@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sf_llava.bootstrap.align import FROM_IMAGES, asks_llm
+from sf_llava.bootstrap.align import FROM_IMAGES, asks_llm, reads_llava
 
 RECIPES: dict[str, dict[str, Any]] = {
     "mini": dict(
@@ -64,8 +64,10 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
             recipe = {name: value for name, value in recipe.items() if name not in names}
     if "num_truncated" in asked:  # fewer or more blocks than the recipe was made for
         recipe.pop("num_tunable", None)
+    if teacher == "mini" and reads_llava(align):
+        recipe |= dict(llava="mini")
     if teacher == "mini" and asks:
-        recipe |= dict(llava="mini", questions="mini-described:80000")
+        recipe |= dict(questions="mini-described:80000")
     if not asks:
         recipe.pop("llm_batch_size", None)
     values = {**recipe, **asked, "stage": stage, "align": align}
@@ -79,13 +81,19 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_alignment(asked: Mapping[str, Any], values: Mapping[str, Any], asks: bool) -> None:
     """Refuse what has no use without the losses it belongs to, and losses without what they need."""
-    idle = () if asks else ("llava", "questions", "llm_batch_size")
-    for name in idle if values["align"] else ("align_layer", *idle):
+    idle = {} if asks else {"questions": " llm", "llm_batch_size": " llm"}
+    if not reads_llava(values["align"]):
+        idle["llava"] = " llm or layers"
+    if not values["align"]:
+        idle["align_layer"] = ""
+    for name, losses in idle.items():
         if name in asked:
-            raise ValueError(f"`{name}` has no use without `align`{' llm' if name in idle else ''}")
+            raise ValueError(f"`{name}` has no use without `align`{losses}")
     if asked.get("align_layer", -1) >= 0:
         raise ValueError(f"`align_layer` must count from the end, as -2 does, not be {asked['align_layer']}")
     if asks and not ("llava" in values and "questions" in values):
         raise ValueError(
             "`align` llm or placed needs `llava` (a LLaVA on this teacher) and `questions` (in ScienceQA's form)"
         )
+    if reads_llava(values["align"]) and "llava" not in values:
+        raise ValueError("`align` layers needs `llava`, a LLaVA on this teacher")

@@ -3,6 +3,8 @@
     sf-llava publish llava-hf/llava-1.5-7b-hf runs/sf-l-64 llava-sf-64 --license llama2
         the LLaVA with the encoder for its tower: AutoModelForImageTextToText and AutoProcessor load it with
         trust_remote_code=True where there is only transformers; here load_llava does, without code from it
+    sf-llava publish llava-hf/llava-1.5-7b-hf runs/sf-l-64 llava-sf-64 --positions-and-bias
+        the same, which tells its LLM in every call where each latent looks; nothing is trained for it
     sf-llava publish runs/sf-l-64 sf-l-64 --license mit
         the encoder alone, for AutoModel and AutoImageProcessor; here load_encoder
     sf-llava publish runs/sf-l-64 sf-l-64 --license mit --push owner/sf-l-64
@@ -31,12 +33,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         choices=cli.PRECISIONS,
         help="of the LLaVA's weights (default: as they were saved)",
     )
+    parser.add_argument(
+        "--positions-and-bias",
+        action="store_true",
+        help="the LLaVA reads every latent at the place it looks at, in all calls (default: as they come)",
+    )
     parser.add_argument("--push", metavar="REPO", help="upload it to the hub as owner/name (default: no)")
     arguments = cli.parse(parser, argv)
     if arguments.push and not arguments.license:
         parser.error("--push needs --license: those who fetch it must know what they may do with the weights")
-    if arguments.dtype and not arguments.llava:
-        parser.error("--dtype is for a LLaVA: an encoder alone is published as it was saved")
+    if (arguments.dtype or arguments.positions_and_bias) and not arguments.llava:
+        flag = "--dtype" if arguments.dtype else "--positions-and-bias"
+        parser.error(f"{flag} is for a LLaVA: an encoder alone is published as it was saved")
     return arguments
 
 
@@ -49,7 +57,14 @@ def main(argv: list[str]) -> None:
         check_repo(arguments.push)
     about = {"license": arguments.license, "title": arguments.push}
     if arguments.llava:
-        publish_llava(arguments.llava, arguments.encoder, arguments.output, dtype=arguments.dtype or "auto", **about)
+        publish_llava(
+            arguments.llava,
+            arguments.encoder,
+            arguments.output,
+            dtype=arguments.dtype or "auto",
+            positions_and_bias=arguments.positions_and_bias,
+            **about,
+        )
     else:
         publish_encoder(arguments.encoder, arguments.output, **about)
     size = sum(path.stat().st_size for path in Path(arguments.output).rglob("*"))

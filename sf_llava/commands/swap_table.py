@@ -6,10 +6,13 @@
         read again, so the same command resumes
     sf-llava swap-table --latents 16 --seeds 1 --llm none --questions 1000
         a part of it
+    sf-llava swap-table --compare-only --align none set readout position set+readout set+position readout+position \\
+        set+readout+position --questions 2400
+        what each loss is good for: alone, and left out
 
-Of several kinds of alignment from images alone one is chosen on the validation questions. Expected: a table of accuracy
-on image questions, share kept, paired difference to the teacher (95 %), pictures and seconds of training; one by kind
-of question, the controls, results.json and a plot.
+Of several kinds of alignment from images alone one is chosen on the validation questions, after a table of all of them
+at equal pictures. Expected: a table of accuracy on image questions, share kept, paired difference to the teacher
+(95 %), pictures and seconds of training; one by kind of question, the controls, results.json and a plot.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from sf_llava.scienceqa import CONTROLS
 LATENTS = cli.Number(int, 1, 2**16)
 SEEDS = cli.Number(int, 1, 1000)
 QUESTIONS = cli.Number(int, 2, 10**6)
+PICTURES = cli.Number(int, 1, 10**9)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -36,6 +40,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="LOSSES",
         help="candidates for the bootstrap from images alone, as for sf-llava bootstrap --align (set+readout+position)",
     )
+    parser.add_argument("--compare-only", action="store_true", help="stop when the candidates are compared")
+    parser.add_argument(
+        "--layers",
+        default="layers",
+        metavar="LOSSES",
+        help="what the bootstrap adds to the chosen alignment where projector and first layers of the LLM are at hand; "
+        "none: leave it out (%(default)s)",
+    )
     parser.add_argument(
         "--llm",
         default="set+llm+placed",
@@ -43,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="losses of the continuation through the LLM; none: leave it out (%(default)s)",
     )
     parser.add_argument("--questions", type=QUESTIONS, default=6400, help="half of them have an image (%(default)s)")
-    parser.add_argument("--steps", type=cli.POSITIVE_INT, help="of the bootstrap (the recipes': 46,080 pictures each)")
+    parser.add_argument("--pictures", type=PICTURES, help="of every bootstrap, with any losses (the recipes': 46,080)")
     parser.add_argument(
         "--continued-steps",
         type=cli.POSITIVE_INT,
@@ -83,14 +95,14 @@ def run(arguments: argparse.Namespace) -> None:
     from sf_llava.llava.towers import ORIGINAL
     from sf_llava.report import environment
 
-    for align in (*arguments.align, arguments.llm):
+    for align in (*arguments.align, arguments.layers, arguments.llm):
         parse_alignment(align)  # an unknown name is an error now, not after an hour
     transformers.utils.logging.disable_progress_bar()
     device = choose_device(arguments.device)
     model, processor = load_llava(arguments.model)
     series = swap_table.SwapSeries(
         BootstrapConfig.of(device=arguments.device, threads=arguments.threads),
-        arguments.steps,
+        arguments.pictures,
         arguments.continued_steps,
         Path(arguments.output),
         arguments.model,
@@ -98,8 +110,15 @@ def run(arguments: argparse.Namespace) -> None:
         processor,
         arguments.questions,
     )
-    validation = series.choose_alignment(arguments.align, arguments.latents[0], 0)
-    chosen = next(iter(validation))
+    output, settings = Path(arguments.output), {"settings": vars(arguments), "environment": environment(device.type)}
+    candidates = arguments.align if len(arguments.align) > 1 or arguments.compare_only else []
+    compared = series.compare_alignments(candidates, arguments.latents[0], 0)
+    if compared:
+        report_alignments(compared, arguments.latents[0])
+        write_json(output / "alignments.json", settings | {"rows": compared})
+    if arguments.compare_only:
+        return
+    chosen = compared[0]["align"] if compared else arguments.align[0]
     rows: list[dict[str, Any]] = [
         {"name": name, "short": short, "scores": [series.ask(tower)]}
         for name, short, tower in (
@@ -107,14 +126,18 @@ def run(arguments: argparse.Namespace) -> None:
             *((f"teacher, a quarter of its tokens, {kind}", kind, kind) for kind in REDUCERS),
         )
     ]
-    through_llm = [(f"{chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm)] if arguments.llm != "none" else []
+    more: list[tuple[str, str, str, str | None]] = []
+    if arguments.layers != "none":
+        more.append((f"two layers: {chosen}+{arguments.layers}", "layers", f"{chosen}+{arguments.layers}", None))
+    if arguments.llm != "none":
+        more.append((f"{chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm))
     for count in arguments.latents:
         for title, short, align, continued in (
             ("paper: bootstrap", "paper", "none", None),
             ("paper: then continuation", "cont.", "none", "none"),
             (f"images alone: {chosen}", "images", chosen, None),
             (f"images alone: {chosen}, then continuation", "im. cont.", chosen, chosen),
-            *through_llm,
+            *more,
         ):
             students = [swap_table.Student(count, seed, align, continued) for seed in range(arguments.seeds)]
             for placed in (False, True):
@@ -130,26 +153,33 @@ def run(arguments: argparse.Namespace) -> None:
     for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):
         for control in CONTROLS if tower == ORIGINAL else CONTROLS[1:]:
             rows.append({"name": f"{name}, {control}", "scores": [series.ask(tower, control=control)]})
-    report(rows, validation)
-    draw(rows, Path(arguments.output) / "swap_table.png")
+    report(rows)
+    draw(rows, output / "swap_table.png")
     for row in rows:
         row["scores"] = [{key: value for key, value in score.items() if key != "answers"} for score in row["scores"]]
-    for name in validation:
-        validation[name] = {"image_accuracy": validation[name].get("image_accuracy")}
-    results = {"settings": vars(arguments), "environment": environment(device.type), "validation": validation}
-    write_json(Path(arguments.output) / "results.json", results | {"rows": rows})
-    print(f"\nwritten to {arguments.output}/results.json and {arguments.output}/swap_table.png")
+    write_json(output / "results.json", settings | {"validation": compared, "rows": rows})
+    print(f"\nwritten to {output}/results.json and {output}/swap_table.png")
 
 
-def report(rows: list[dict[str, Any]], validation: dict[str, dict[str, Any]]) -> None:
+def report_alignments(rows: list[dict[str, Any]], num_latents: int) -> None:
+    """Print the comparison of candidates."""
+    from sf_llava.report import print_table
+
+    body = [
+        [row["align"], *(f"{row[key]:.2%}" for key in ("plain", "placed", "zero_shot")),
+         f"{row['pictures']:,.0f}", f"{row['seconds']:,.0f}"]
+        for row in rows
+    ]  # fmt: skip
+    header = ["losses on tokens", "swap, plain", "with positions and bias", "zero-shot", "pictures", "seconds"]
+    print_table(f"bootstraps of {num_latents} latents by their losses, on validation questions", header, body)
+
+
+def report(rows: list[dict[str, Any]]) -> None:
     """Print the tables; adds kept share and paired differences to the rows."""
     from sf_llava.report import print_table
     from sf_llava.scienceqa import scoring
     from sf_llava.scienceqa.report import print_kinds
 
-    if len(validation) > 1:
-        found = ", ".join(f"{name} {score['image_accuracy']:.2%}" for name, score in validation.items())
-        print(f"alignment chosen on validation questions: {found}")
     teacher = rows[0]["scores"][0]
     body = []
     for row in rows:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava import files
-from sf_llava.bootstrap.align import asks_llm, parse_alignment
+from sf_llava.bootstrap.align import asks_llm, parse_alignment, reads_llava
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
 from sf_llava.llava.towers import tower_in_place
@@ -54,7 +54,7 @@ class SwapSeries:
 
     Attributes:
         common: numbers that every bootstrap shares (device, dtype, threads).
-        steps: of the bootstrap; None for the recipe's: with and without alignment these are equally many pictures.
+        pictures: of every bootstrap, in steps of its recipe's batch; None for the recipes' own, which are equally many.
         continued_steps: of the continuation; None for the recipe's, which has more where a LLM is asked.
         output: directory of all runs and answers.
         llava: name of the LLaVA, which alignment with its LLM loads.
@@ -65,7 +65,7 @@ class SwapSeries:
     """
 
     common: BootstrapConfig
-    steps: int | None
+    pictures: int | None
     continued_steps: int | None
     output: Path
     llava: str
@@ -84,13 +84,17 @@ class SwapSeries:
         """The runs that make a student, in order."""
         first = replace(student, continued=None)
         config = self.common.but(num_latents=student.num_latents, seed=student.seed, resume=True)
-        stages = [config.but(stage="mini", steps=self.steps, align=student.align, output=self._run(first))]
+        stage = config.but(stage="mini", output=self._run(first), **self._aligned(student.align))
+        if self.pictures is not None:
+            stage = stage.but(steps=max(1, self.pictures // stage.optimiser.batch_size))
+        stages = [stage]
         if student.continued is not None:
-            stage: dict[str, Any] = dict(stage="scienceqa", steps=self.continued_steps, align=student.continued)
-            if asks_llm(parse_alignment(student.continued)):
-                stage["llava"] = self.llava
-            stages.append(config.but(init_from=self._run(first), output=self._run(student), **stage))
+            asked = dict(stage="scienceqa", steps=self.continued_steps, **self._aligned(student.continued))
+            stages.append(config.but(init_from=self._run(first), output=self._run(student), **asked))
         return stages
+
+    def _aligned(self, align: str) -> dict[str, Any]:
+        return {"align": align} | ({"llava": self.llava} if reads_llava(parse_alignment(align)) else {})
 
     def budget(self, student: Student) -> dict[str, float]:
         """Sum up ``pictures`` (those of questions too), and ``seconds`` of training as measured, over its stages."""
@@ -98,8 +102,11 @@ class SwapSeries:
         for stage in self.stages(student):
             asked = stage.optimiser.llm_batch_size if asks_llm(stage.objective.align) else 0
             sums["pictures"] += (stage.optimiser.steps or 0) * (stage.optimiser.batch_size + asked)
-            sums["seconds"] += files.read_json_object(Path(stage.run.output) / "results.json")["seconds"]
+            sums["seconds"] += self._results(stage)["seconds"]
         return sums
+
+    def _results(self, stage: BootstrapConfig) -> dict[str, Any]:
+        return files.read_json_object(Path(stage.run.output) / "results.json")
 
     def _run(self, student: Student) -> str:
         return str(self.output / "students" / student.key)
@@ -160,12 +167,22 @@ class SwapSeries:
         files.write_json(folder / "score.json", result)
         return result
 
-    def choose_alignment(self, candidates: Sequence[str], num_latents: int, seed: int) -> dict[str, dict[str, Any]]:
-        """Score the candidates for ``align`` on the validation split, by name; the best one comes first."""
-        if len(candidates) == 1:
-            return {candidates[0]: {}}
-        scores = {align: self.ask(Student(num_latents, seed, align), "validation") for align in candidates}
-        return dict(sorted(scores.items(), key=lambda item: -item[1]["image_accuracy"]))
+    def compare_alignments(self, candidates: Sequence[str], num_latents: int, seed: int) -> list[dict[str, Any]]:
+        """Compare candidates for ``align``, of equal pictures, on the validation split; the best one comes first.
+
+        Returns:
+            For each ``align``; ``plain`` and ``placed``, its accuracy on image questions as its tokens come and with
+            positions and bias (the best one has the highest mean of both); ``zero_shot``, its top-1 accuracy on
+            the run's validation images; and what :meth:`budget` says.
+        """
+        rows: list[dict[str, Any]] = []
+        for align in candidates:
+            student = Student(num_latents, seed, align)
+            plain, placed = (self.ask(student, "validation", placed=placed) for placed in (False, True))
+            found = {"plain": plain["image_accuracy"], "placed": placed["image_accuracy"]}
+            found["zero_shot"] = self._results(self.stages(student)[0])["val_top1"]
+            rows.append({"align": align, **found, **self.budget(student)})
+        return sorted(rows, key=lambda row: -(row["plain"] + row["placed"]))
 
     @cached_property
     def _weights(self) -> str:

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from accelerate.utils import is_compiled_module
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -44,8 +43,8 @@ def unwrap(module: Any) -> Any:
     """
     inner: Any = module
     while True:
-        if is_compiled_module(inner):
-            inner = inner._orig_mod  # torch's only name for it
+        if isinstance(compiled := getattr(inner, "_orig_mod", None), nn.Module):  # torch's only name for it
+            inner = compiled
         elif isinstance(inner, (nn.DataParallel, DistributedDataParallel)):
             inner = inner.module
         elif isinstance(inner, nn.Module) and hasattr(inner, "get_base_model") and hasattr(inner, "peft_config"):

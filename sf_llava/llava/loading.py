@@ -27,6 +27,7 @@ from sf_llava.files import read_json_object
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.original_tokens import load_tokenizer
 from sf_llava.llava.original_towers import PREFIX, NamedTower, describe_tower
+from sf_llava.llava.placed import FIELD, PlacedLlava
 from sf_llava.model.loading import HUB_NAME, forget_code
 from sf_llava.weights.conversion import check_output, write_conversion
 from sf_llava.weights.fit import describe_misfit, some
@@ -82,7 +83,8 @@ def load_llava(
         placement: ``device_map``, ``quantization_config``, ``offload_folder`` and the like, for ``from_pretrained``.
 
     Returns:
-        (model in eval mode, processor).
+        (model in eval mode, processor). A model that was published with positions and bias reads with them in every
+        call (placed.py).
 
     Raises:
         ValueError: an unknown dtype, nothing there, weights are missing, the directory describes a LLaVA that
@@ -99,7 +101,8 @@ def load_llava(
             raise ValueError(f"{path} is no LLaVA but has model_type {raw.get('model_type')!r} in its config.json")
         if tower is not None:
             raise ValueError(f"{path} holds its vision tower itself: a tower is named for the original format alone")
-        model, report = _read_model(path, dtype=dtype, **placement)
+        kind = LlavaForConditionalGeneration if raw.get(FIELD) is None else PlacedLlava
+        model, report = _read_model(path, kind, dtype=dtype, **placement)
         _check_report(path, report)
         with read_by_transformers(f"the processor in {path}"):
             processor = AutoProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
@@ -124,12 +127,12 @@ def load_llava(
     return model.eval(), processor
 
 
-def _read_model(path: str | Path, **options: Any) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
-    """Read a model, and transformers' report on what was missing."""
+def _read_model(
+    path: str | Path, kind: type[LlavaForConditionalGeneration] = LlavaForConditionalGeneration, **options: Any
+) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
+    """Read a model of a class, and transformers' report on what was missing."""
     with read_by_transformers(f"the model in {path}"):
-        return LlavaForConditionalGeneration.from_pretrained(
-            path, output_loading_info=True, trust_remote_code=False, **options
-        )
+        return kind.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **options)
 
 
 def convert_llava(

@@ -45,11 +45,11 @@ def embed_in_place(
         ValueError: another tower, or one that is read at several layers.
     """
     model = find_llava(model)
-    return _embed(model, inputs, reading_of(model, num_patches))
+    return embed(model, inputs, reading_of(model, num_patches))
 
 
-def _embed(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], reading: Reading) -> PromptInPlace:
-    """Do what :func:`embed_in_place` does, by ``reading``."""
+def embed(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], reading: Reading) -> PromptInPlace:
+    """Do what :func:`embed_in_place` does, by ``reading``, with a gradient."""
     seen = see(model, inputs["pixel_values"], reading)
     assert seen.places is not None, "reading by RoI centre gives places"
     input_ids, places = inputs["input_ids"], seen.places
@@ -60,7 +60,7 @@ def _embed(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], r
     return PromptInPlace(embeds, positions, image.masked_scatter(image, is_latent.to(image.device)))
 
 
-def _attended(inputs: Mapping[str, Tensor]) -> Tensor:
+def _attended(inputs: Mapping[str, Any]) -> Tensor:
     """The prompts' mask (B, L); all of them where there is none."""
     mask = inputs.get("attention_mask")
     return torch.ones_like(inputs["input_ids"]) if mask is None else mask
@@ -87,22 +87,29 @@ def generate_in_place(
             other tokens than the prompt's and its answer's.
     """
     model = find_llava(model)
-    attended, input_ids = _attended(inputs), inputs["input_ids"]
+    length = inputs["input_ids"].shape[1]
     if inputs.get("pixel_values") is None:
         given = {name: value for name, value in inputs.items() if value is not None}
-        return _without_prompt(model.generate(**given, **generation), input_ids.shape[1])
+        return _without_prompt(model.generate(**given, **generation), length)
+    generated = generate_behind_prompts(model, inputs, reading_of(model, num_patches), **generation)
+    return _without_prompt(generated, length)
+
+
+def generate_behind_prompts(
+    model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], reading: Reading, **generation: Any
+) -> Any:
+    """Do what :func:`generate_in_place` does with pictures, by ``reading``, and return the prompts too."""
+    attended, input_ids = _attended(inputs), inputs["input_ids"]
     if not attended[:, -1].all():
         raise ValueError("the prompts are padded on the right: generation needs them padded on the left")
-    reading = reading_of(model, num_patches)
-    prompt = _embed(model, inputs, reading)
+    prompt = embed(model, inputs, reading)
     num_latents = int(prompt.latents.sum()) // len(inputs["pixel_values"])
     words = model.get_input_embeddings()(input_ids)
     with (
         weigh_latents(model, prompt.latents, reading.bias(num_latents)),
         read_prompts(model, words, prompt.inputs_embeds, prompt.position_ids),
     ):
-        generated = model.generate(input_ids=input_ids, attention_mask=attended, **generation)
-    return _without_prompt(generated, input_ids.shape[1])
+        return model.generate(input_ids=input_ids, attention_mask=attended, **generation)
 
 
 def _without_prompt(generated: Any, length: int) -> Any:

@@ -20,6 +20,7 @@ class Origin:
         results: what the run measured, its ``results.json``; None where it did not end.
         llava: name of the LLaVA; None for an encoder alone.
         num_patches: M, the patches of the tower that the LLaVA's LLM was trained with; None where not known.
+        is_placed: whether it reads by RoI centre with the attention bias in every call.
         license: of the weights; None where it was not named.
     """
 
@@ -30,6 +31,7 @@ class Origin:
     results: Mapping[str, Any] | None
     llava: str | None = None
     num_patches: int | None = None
+    is_placed: bool = False
     license: str | None = None
 
 
@@ -69,6 +71,9 @@ GPUs.
 """
 IN_PLACE = """ There \
 `generate_in_place(model, inputs, {patches})` also tells the LLM where each latent looks."""
+PLACED = """ In every call \
+the LLM is told where each latent looks (positions and bias); a server with a forward of its own, such as vLLM, reads \
+the tokens as they come."""
 
 
 def write_card(title: str, config: SparseFormerConfig, origin: Origin) -> str:
@@ -86,7 +91,7 @@ def write_card(title: str, config: SparseFormerConfig, origin: Origin) -> str:
         latents=config.num_latents,
         size=config.image_size,
         instead_of=f", in place of {patches} patches" if patches else "",
-        in_place=IN_PLACE.format(patches=patches) if patches else "",
+        in_place=PLACED if origin.is_placed else IN_PLACE.format(patches=patches) if patches else "",
     )
     return "\n".join(filter(None, (_front_matter(origin), text, _measured(origin), _made_from(origin))))
 

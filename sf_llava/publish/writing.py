@@ -5,6 +5,7 @@ A published LLaVA is an ordinary LLaVA directory, as ``save_pretrained`` leaves 
 """
 
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from huggingface_hub import HfApi
 from sf_llava import __version__, files
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.llava.loading import load_llava
+from sf_llava.llava.placed import FIELD
 from sf_llava.llava.swapping import swap
 from sf_llava.llava.tokens import count_patches
 from sf_llava.measure.store import digest_weights
@@ -23,7 +25,7 @@ from sf_llava.publish.card import Origin, write_card
 from sf_llava.publish.code import copy_code, flat_name
 from sf_llava.weights.digests import write_digests
 
-LLAVA, ENCODER = "sf_llava.publish.llava", "sf_llava.model.sparseformer"
+LLAVA, PLACED, ENCODER = "sf_llava.publish.llava", "sf_llava.publish.placed", "sf_llava.model.sparseformer"
 CONFIGURATION, IMAGES = "sf_llava.configuration", "sf_llava.model.image_processor"
 CARD = "README.md"
 
@@ -34,6 +36,7 @@ def publish_llava(
     output: str | Path,
     *,
     dtype: torch.dtype | str = "auto",
+    positions_and_bias: bool = False,
     license: str | None = None,
     title: str | None = None,
 ) -> None:
@@ -44,11 +47,14 @@ def publish_llava(
         encoder: directory of an encoder or its run.
         output: directory to write; nothing, or an empty directory, may be there.
         dtype: of the weights; by default as the LLaVA's were saved.
+        positions_and_bias: let it read by RoI centre with the attention bias in every call; servers with a forward of
+            their own (vLLM) read its tokens as they come all the same.
         license: of the weights, for the card, as the hub spells it.
         title: what the directory will be called; its own name by default.
 
     Raises:
-        ValueError: no LLaVA, no encoder, one that does not fit, or something lies at ``output``.
+        ValueError: no LLaVA, no encoder, one that does not fit, something lies at ``output``, or positions are asked
+            for where the LLaVA's own tower has no square grid of patches.
         OSError: ``output`` cannot be written.
     """
     _check_output(output)
@@ -57,7 +63,15 @@ def publish_llava(
     record = swap(model, processor, source)
     config = model.config.vision_config
     config.name_or_path = ""  # where it lay is nobody else's business
-    origin = _origin(encoder, license, llava=str(llava), num_patches=_patches(record.vision_config))
+    patches = _patches(record.vision_config)
+    if positions_and_bias:
+        if patches is None or isqrt(patches) ** 2 != patches:
+            found = "a SparseFormer already" if patches is None else f"{patches} patches, which are no square grid"
+            raise ValueError(
+                f"{llava} reads {found}: positions need the LLaVA with the tower that its LLM was trained with"
+            )
+        setattr(model.config, FIELD, patches)
+    origin = _origin(encoder, license, llava=str(llava), num_patches=patches, is_placed=positions_and_bias)
 
     def fill(directory: Path) -> None:
         model.save_pretrained(directory, save_original_format=False)
@@ -67,6 +81,11 @@ def publish_llava(
             "AutoModel": (LLAVA, "SparseFormerLlavaModel"),
             "AutoModelForImageTextToText": (LLAVA, "SparseFormerLlavaForConditionalGeneration"),
         }
+        if positions_and_bias:  # a model without its head would not read so
+            classes = {
+                "AutoConfig": classes["AutoConfig"],
+                "AutoModelForImageTextToText": (PLACED, "PlacedSparseFormerLlava"),
+            }
         _add_code(directory, {"config.json": classes})
         _finish(directory, write_card(title or Path(output).name, config, origin))
 

@@ -8,10 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import run_settings, save_tiny_clip, save_world
-from tiny_llava import CHAT_TEMPLATE, make_llava, make_tokenizer
+from tiny_llava import save_llava
 from tiny_scienceqa import write_scienceqa
-from transformers import CLIPModel, LlavaProcessor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from sf_llava.bootstrap.config import BootstrapConfig, StudentConfig
 from sf_llava.bootstrap.objectives.llm import load_llm
@@ -25,23 +23,6 @@ from sf_llava.mini.registration import made
 from sf_llava.model.loading import load_encoder
 from sf_llava.scienceqa.data import explain, open_scienceqa
 from sf_llava.teachers import load_teacher
-
-
-def save_llava(path, clip, **changes):
-    """Write a tiny LLaVA on the tower of ``clip``."""
-    tower = CLIPModel.from_pretrained(clip).vision_model
-    model = make_llava(tower.config, **changes)
-    model.model.vision_tower = tower
-    model.save_pretrained(path)
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    LlavaProcessor(
-        images,
-        make_tokenizer(),
-        patch_size=8,
-        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(path)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def series(tmp_path_factory):
     processor = build_processor(tokenizer, chat_template("vicuna_v1"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sf_llava.bootstrap.run.measure_zero_shot", lambda *arguments: None)  # on 2,560 pictures a run
-        yield SwapSeries(common, 2, 1, tmp_path_factory.mktemp("swaps"), "mini", model, processor, 24)
+        yield SwapSeries(common, 8, 1, tmp_path_factory.mktemp("swaps"), "mini", model, processor, 24)
 
 
 def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
@@ -49,9 +49,11 @@ def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_los
 
 
 def test_students_of_equal_budget_are_compared_and_the_budget_is_said(series):
-    whole = replace(series, common=BootstrapConfig.of(device="cpu"), steps=None)
-    runs = {align: whole.stages(Student(16, 0, align))[0] for align in ("none", "set+readout+position")}
-    assert len({run.optimiser.steps * run.optimiser.batch_size for run in runs.values()}) == 1
+    for pictures in (None, 23040):
+        whole = replace(series, common=BootstrapConfig.of(device="cpu"), pictures=pictures)
+        runs = [whole.stages(Student(16, 0, align))[0] for align in ("none", "set+readout+position")]
+        assert {run.optimiser.steps * run.optimiser.batch_size for run in runs} == {pictures or 46080}
+        assert len({run.optimiser.steps for run in runs}) == 2
     student = Student(16, 0, continued="set")
     series.train(student)
     seconds = [read_json(series.output / "students" / name / "results.json")["seconds"]
@@ -74,8 +76,8 @@ def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(s
             different.ask(ORIGINAL)
     student = Student(16, 0, continued="set")
     series.ask(student)
-    assert replace(series, steps=3).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
-    for different in (replace(series, steps=3), replace(series, continued_steps=None)):
+    assert replace(series, pictures=12).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
+    for different in (replace(series, pictures=12), replace(series, continued_steps=None)):
         with pytest.raises(ValueError, match="16-seed0-none-then-set holds answers of other settings"):
             different.ask(student)
 
@@ -87,14 +89,20 @@ def test_a_llm_is_asked_with_its_own_recipe(series):
     assert (second.objective.align_text, second.objective.llava) == ("set=0.3+llm=4", "mini")
 
 
-def test_the_alignment_is_chosen_on_validation_questions(series, monkeypatch):
-    shares = {"set": 0.5, "readout": 0.7, "set+readout": 0.6}
+def test_alignments_are_compared_on_validation_questions_the_best_first(series, monkeypatch):
+    shares = {"set": 0.5, "layers": 0.7, "set+readout": 0.6}
     asked = []
 
-    def ask(self, student, split="test", **options):
-        asked.append((student, split))
-        return {"image_accuracy": shares[student.align]}
+    def ask(self, student, split="test", placed=False):
+        asked.append((student, split, placed))
+        self.train(student)
+        return {"image_accuracy": shares[student.align] + 0.1 * placed}
 
     monkeypatch.setattr(SwapSeries, "ask", ask)
-    assert list(series.choose_alignment(list(shares), 16, 0)) == ["readout", "set+readout", "set"]
-    assert asked == [(Student(16, 0, align), "validation") for align in shares]
+    found = series.compare_alignments(list(shares), 16, 0)
+    assert [(row["align"], row["plain"], round(row["placed"], 3)) for row in found] == [
+        ("layers", 0.7, 0.8), ("set+readout", 0.6, 0.7), ("set", 0.5, 0.6),
+    ]  # fmt: skip
+    assert all(row["pictures"] == 8 and row["seconds"] > 0 and 0 <= row["zero_shot"] <= 1 for row in found)
+    assert asked == [(Student(16, 0, align), "validation", placed) for align in shares for placed in (False, True)]
+    assert read_json(series.output / "students" / "16-seed0-layers" / "config.json")["llava"] == "mini"

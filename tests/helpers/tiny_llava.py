@@ -1,14 +1,19 @@
 """A tiny LLaVA with a CLIP tower, a word tokenizer and tiny SparseFormer encoders, all random."""
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CLIPModel,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model import SparseFormerModel
@@ -80,12 +85,12 @@ def make_encoder(num_latents: int = 16, **changes: object) -> SparseFormerModel:
     return SparseFormerModel(SparseFormerConfig(**(fields | changes))).eval()
 
 
-def text_config() -> LlamaConfig:
+def text_config(num_layers: int = 2) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=64,
         hidden_size=WIDTH,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
         bos_token_id=1,
         eos_token_id=2,
@@ -93,7 +98,7 @@ def text_config() -> LlamaConfig:
     )
 
 
-def make_llava(vision_config: object = None, **changes: object) -> LlavaForConditionalGeneration:
+def make_llava(vision_config: object = None, num_layers: int = 2, **changes: object) -> LlavaForConditionalGeneration:
     torch.manual_seed(0)
     vision_config = vision_config or CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -103,5 +108,23 @@ def make_llava(vision_config: object = None, **changes: object) -> LlavaForCondi
         image_size=64,
         patch_size=16,
     )
-    config = LlavaConfig(vision_config=vision_config, text_config=text_config(), image_token_index=3, **changes)
+    text = text_config(num_layers)
+    config = LlavaConfig(vision_config=vision_config, text_config=text, image_token_index=3, **changes)
     return LlavaForConditionalGeneration(config).eval()
+
+
+def save_llava(path: Path, clip: Path, **changes: object) -> None:
+    """Write a tiny LLaVA on the tower of the tiny CLIP in ``clip``."""
+    tower = CLIPModel.from_pretrained(clip).vision_model
+    model = make_llava(tower.config, **changes)
+    model.model.vision_tower = tower
+    model.save_pretrained(path)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    LlavaProcessor(
+        images,
+        make_tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(path)

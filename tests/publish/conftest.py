@@ -34,7 +34,8 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def published(run) -> SimpleNamespace:
-    llava, encoder = run.parent / "my-llava", run.parent / "my.encoder-16"
+    llava, placed, encoder = run.parent / "my-llava", run.parent / "my-placed-llava", run.parent / "my.encoder-16"
     publish_llava("mini", run, llava, license="apache-2.0")
+    publish_llava("mini", run, placed, positions_and_bias=True)
     publish_encoder(run / "encoder", encoder)
-    return SimpleNamespace(llava=llava, encoder=encoder)
+    return SimpleNamespace(llava=llava, placed=placed, encoder=encoder)

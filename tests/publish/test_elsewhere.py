@@ -1,5 +1,6 @@
 """Published directories answer without the package exactly as with it: beside it hidden, and in a bare environment."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sf_llava import load_encoder, load_llava, swap
+from sf_llava import generate_in_place, load_encoder, load_llava, swap
+from sf_llava.llava.positions import embed_in_place, weigh_latents
 from sf_llava.model import SparseFormerModel
 from sf_llava.scienceqa.data import ask, open_scienceqa
 
@@ -30,7 +32,7 @@ def answer_elsewhere(python: str | Path, published, asked: Path, folder: Path) -
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("elsewhere.py")
-    command = [python, script, published.llava, published.encoder, asked, folder / "outputs.pt"]
+    command = [python, script, published.llava, published.placed, published.encoder, asked, folder / "outputs.pt"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "outputs.pt")
@@ -46,7 +48,13 @@ def answer_here(run, asked: Path) -> dict:
     )
     with torch.inference_mode():
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)
-        return {"inputs": dict(inputs), "logits": model(**inputs).logits, "ids": ids, "said": processor.decode(ids[0])}
+        found = {"inputs": dict(inputs), "logits": model(**inputs).logits, "ids": ids, "said": processor.decode(ids[0])}
+        new = generate_in_place(model, inputs, 64, do_sample=False, max_new_tokens=8)
+        found["placed ids"] = torch.cat([inputs["input_ids"], new], dim=1)
+        prompt = embed_in_place(model, inputs, 64)
+        with weigh_latents(model, prompt.latents, math.log(64 / 16)):
+            found["placed"] = model(inputs_embeds=prompt.inputs_embeds, position_ids=prompt.position_ids).logits
+    return found
 
 
 def check(found: dict, run, published, asked: Path, tolerance: float) -> None:
@@ -56,6 +64,10 @@ def check(found: dict, run, published, asked: Path, tolerance: float) -> None:
     assert torch.equal(found["ids"], here["ids"])
     assert found["said"].split("ASSISTANT:")[1].strip() in here["said"]
     torch.testing.assert_close(found["logits"], here["logits"], rtol=0, atol=tolerance)
+    placed = found["placed"]
+    assert torch.equal(placed["ids"], here["placed ids"])
+    torch.testing.assert_close(placed["logits"], here["placed"], rtol=0, atol=tolerance)
+    assert not torch.allclose(placed["logits"], found["logits"], atol=1e-3)
     encoder = SparseFormerModel.from_pretrained(published.encoder).eval()  # as AutoModel reads it elsewhere
     with torch.inference_mode():
         one = encoder(found["pixels"][:1], output_hidden_states=True)

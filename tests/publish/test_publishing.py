@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 import transformers.dynamic_module_utils as dynamic_modules
+from PIL import Image
 from tiny_llava import make_encoder
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from sf_llava import __main__, load_encoder, load_llava
+from sf_llava import __main__, generate_in_place, load_encoder, load_llava
 from sf_llava.commands import publish
+from sf_llava.llava.placed import PlacedLlava
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.image_processor import SparseFormerImageProcessor
 from sf_llava.publish import writing
@@ -22,7 +24,7 @@ ALLOWED = {"torch", "transformers", "numpy", "PIL"}
 
 
 def test_the_code_needs_only_torch_transformers_numpy_and_pillow(published):
-    for folder in (published.llava, published.encoder):
+    for folder in (published.llava, published.placed, published.encoder):
         files = {path.stem: path.read_text() for path in folder.glob("*.py")}
         assert len(files) > 10
         for text in files.values():
@@ -44,6 +46,30 @@ def test_it_loads_here_without_its_code_and_is_saved_as_an_ordinary_llava(publis
     encoder.save_pretrained(tmp_path / "encoder")
     assert "auto_map" not in json.loads((tmp_path / "encoder" / "config.json").read_text())
     assert type(AutoImageProcessor.from_pretrained(published.encoder)) is SparseFormerImageProcessor
+
+
+def test_a_placed_one_loads_here_as_what_reads_in_place_by_itself(run, published, tmp_path):
+    model, processor = load_llava(published.placed)
+    ordinary, _ = load_llava(published.llava)
+    assert type(model) is PlacedLlava and type(ordinary) is LlavaForConditionalGeneration
+    pictures = [Image.effect_noise((64, 64), 90 + k).convert("RGB") for k in range(3)]
+    prompts = ["USER: <image>\nwhat ? ASSISTANT:", "USER: <image>\n<image>\nwhat is in the ? ASSISTANT:"]
+    inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
+    words = dict(do_sample=False, max_new_tokens=5, num_beams=2)
+    found = model.generate(**inputs, **words)
+    expected = generate_in_place(ordinary, inputs, 64, **words)
+    assert torch.equal(found[:, inputs["input_ids"].shape[1] :], expected)
+    assert torch.equal(found[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    assert torch.equal(model.generate(inputs["input_ids"], **(dict(inputs) | words | {"input_ids": None})), found)
+    text = processor(text="USER: what ? ASSISTANT:", return_tensors="pt")
+    assert torch.equal(model(**text).logits, ordinary(**text).logits)
+    assert torch.equal(model.generate(**text, **words), ordinary.generate(**text, **words))
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()  # as a Trainer calls it
+    assert model.model.vision_tower.cortex[0].mlp.fc1.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="give input_ids, and no position_ids"):
+        model(pixel_values=inputs["pixel_values"])
+    with pytest.raises(ValueError, match="a SparseFormer already: positions need the LLaVA with the tower that"):
+        writing.publish_llava(published.llava, run, tmp_path / "again", positions_and_bias=True)
 
 
 def test_its_code_beside_the_package_leaves_the_package_as_it_was(published, tmp_path, monkeypatch):

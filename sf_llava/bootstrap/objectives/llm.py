@@ -150,27 +150,45 @@ class LlmObjective(Objective):
                 behind = torch.tensor([*conversations[k].behind, *conversations[k].answer[:-1]], device=pictures.device)
                 rows.append(torch.cat([words(before), pictures[k], words(behind)]))
             starts = [len(conversations[k].before) for k in chosen]
-            read = self._read(rows, starts, None if places is None else places[chosen], reading)
+            read = read_rows(self.model, rows, starts, None if places is None else places[chosen], reading)
             for k, row, hidden in zip(chosen, rows, read, strict=True):
                 answers[k] = hidden[len(row) - len(conversations[k].answer) : len(row)]
         return (
             self.model.lm_head(torch.cat([answers[k] for k in range(len(conversations))])).float().log_softmax(dim=-1)
         )
 
-    def _read(self, rows: list[Tensor], starts: list[int], places: Tensor | None, reading: Reading) -> Tensor:
-        """Give the LLM's last hidden states (k, L, W) for rows of embeddings whose pictures begin at ``starts``."""
-        llm = self.model.model.language_model
-        # Padded on the right, behind all that is read: causal attention needs no mask then.
-        embeds = pad_sequence(rows, batch_first=True)
-        if places is None:
-            return llm(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        count = places.shape[1]
-        token = torch.arange(embeds.shape[1]) - torch.tensor(starts)[:, None]  # [k, L], from the picture's first
-        image = ((token >= 0) & (token < count)).to(embeds.device)
-        positions = reading.count_positions(image, torch.ones_like(image), places)
-        latents = image & (token >= reading.with_cls).to(embeds.device)
-        with weigh_latents(self.model, latents, reading.bias(count - reading.with_cls)):
-            return llm(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+
+def read_rows(
+    model: LlavaForConditionalGeneration,
+    rows: Sequence[Tensor],
+    starts: Sequence[int],
+    places: Tensor | None,
+    reading: Reading,
+) -> Tensor:
+    """Let a LLaVA's LLM read rows of embeddings, each with one picture.
+
+    Args:
+        model: the LLaVA.
+        rows: k of (L_k, W).
+        starts: where the picture of each begins.
+        places: (k, T) of :meth:`Reading.select`; None: tokens are read as they come.
+        reading: how the LLM reads them.
+
+    Returns:
+        (k, L, W) last hidden states, padded on the right.
+    """
+    llm = model.model.language_model
+    # Padded on the right, behind all that is read: causal attention needs no mask then.
+    embeds = pad_sequence(list(rows), batch_first=True)
+    if places is None:
+        return llm(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    count = places.shape[1]
+    token = torch.arange(embeds.shape[1]) - torch.tensor(starts)[:, None]  # [k, L], from the picture's first
+    image = ((token >= 0) & (token < count)).to(embeds.device)
+    positions = reading.count_positions(image, torch.ones_like(image), places)
+    latents = image & (token >= reading.with_cls).to(embeds.device)
+    with weigh_latents(model, latents, reading.bias(count - reading.with_cls)):
+        return llm(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
 
 
 def load_llm(
@@ -200,13 +218,21 @@ def load_llm(
     data = replace(data, problems=[problem for problem in data.problems if problem.has_image])
     if not data.problems:
         raise ValueError(f"`questions` {questions} has no question with a picture in its train split")
+    model, processor = open_llava(llava, teacher, layer, attention)
+    return LlmObjective(weights, model, processor, Questions(data), preprocessing)
+
+
+def open_llava(
+    llava: str, teacher: Teacher, layer: int, attention: str
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Load a LLaVA that reads ``teacher``, whose place the teacher takes; arguments and errors of :func:`load_llm`."""
     model, processor = load_llava(llava, dtype=teacher.dtype, device_map={"": teacher.device})
     if model.config.vision_feature_layer != layer:
         raise ValueError(f"`llava` {llava} reads layer {model.config.vision_feature_layer}, `align_layer` is {layer}")
     model.model.language_model.set_attn_implementation(attention)
     check_tower(model, teacher, layer, llava)
-    model.model.vision_tower = None  # the teacher stands for it
-    return LlmObjective(weights, model, processor, Questions(data), preprocessing)
+    model.model.vision_tower = None
+    return model, processor
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The objectives of one run and their weighted sum."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sf_llava.bootstrap.align import LLM_LOSSES
+from sf_llava.bootstrap.align import LAYER_LOSSES, LLM_LOSSES
 from sf_llava.bootstrap.batches import Batch
 from sf_llava.bootstrap.config import ObjectiveConfig
 from sf_llava.bootstrap.objectives.embedding import EmbeddingObjective
+from sf_llava.bootstrap.objectives.layers import load_layers
 from sf_llava.bootstrap.objectives.llm import load_llm
 from sf_llava.bootstrap.objectives.objective import Objective, Seen
 from sf_llava.bootstrap.objectives.statistics import measure_tokens
@@ -161,8 +162,8 @@ def make_objective(
     layer, depth = config.align_layer, student.config.num_hidden_layers
     if config.align and layer < -depth - 1:
         raise ValueError(f"`align_layer` {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
-    by_tokens = {name: weight for name, weight in config.align.items() if name not in LLM_LOSSES}
-    by_llm = {name: weight for name, weight in config.align.items() if name in LLM_LOSSES}
+    by_llm, by_layers = _only(config.align, LLM_LOSSES), _only(config.align, LAYER_LOSSES)
+    by_tokens = _only(config.align, config.align.keys() - by_llm.keys() - by_layers.keys())
     others: list[Objective] = []
     if by_tokens:
         # A stream cannot be asked for evenly spaced images: those held out for validation stand for it.
@@ -171,11 +172,19 @@ def make_objective(
         if "position" in by_tokens:
             statistics.require_places()
         others.append(TokenObjective(by_tokens, statistics))
+    attention = student.config._attn_implementation
+    if by_layers:
+        assert config.llava is not None, "the configuration was checked"
+        others.append(load_layers(by_layers, config.llava, teacher, layer, attention))
     if by_llm:
         assert config.llava is not None and config.questions is not None, "the configuration was checked"
-        attention, preprocessing = student.config._attn_implementation, images.transform.preprocessing
+        preprocessing = images.transform.preprocessing
         others.append(load_llm(by_llm, config.llava, config.questions, teacher, layer, attention, preprocessing))
     known = None if labels is None else torch.tensor(labels)
     logits = validator.class_logits
     embedding = EmbeddingObjective(config.loss, config.temperature, config.class_loss_weight, logits, known)
     return ObjectiveSum(embedding, others, layer)
+
+
+def _only(weights: Mapping[str, float], names: Collection[str]) -> dict[str, float]:
+    return {name: weight for name, weight in weights.items() if name in names}
