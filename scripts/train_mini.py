@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
     for sub, steps, batch_size in (
         (clip, 1500, 96),
-        (siglip, 1000, 96),
+        (siglip, 1500, 96),
         (vit, 500, 96),
         (cifar10, 2400, 256),
         (llava, 8000, 12),

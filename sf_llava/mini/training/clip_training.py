@@ -23,6 +23,7 @@ from sf_llava.mini.training.progress import ADVICE, Progress
 
 BLOCKS = re.compile(r"(^|\.)(layers|blocks)\.")
 """In names of parameters: transformers' blocks, timm's."""
+LOGITS = ("logit_scale", "logit_bias")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,8 +38,8 @@ class TrainingConfig:
     muon_lr: float = 0.02
     adamw_lr: float = 2e-3
     weight_decay: float = 0.01
-    warmup: float = 0.05  # share of the cosine's steps
-    horizon: int | None = None  # steps of the cosine; None: all. Where they are more, the second half also cools down
+    warmup: float = 0.05  # share of the steps
+    logit_lr_scale: float = 1.0  # of a SigLIP's scale and bias: to ``adamw_lr``
     evaluate_every: int = 250
     save_every: int = 100
 
@@ -131,28 +132,34 @@ def sigmoid_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias:
 
 
 def build_optimizers(model: nn.Module, head: nn.Module | None, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the transformers' blocks, AdamW for everything else that is to be trained."""
+    """Muon for the matrices inside the transformers' blocks, AdamW for everything else that is to be trained.
+
+    Every group of parameters has its ``lr_scale``, by which its learning rate is multiplied.
+    """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    logits: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (matrices if BLOCKS.search(name) and parameter.ndim == 2 else others).append(parameter)
+            is_matrix = parameter.ndim == 2 and BLOCKS.search(name)
+            (matrices if is_matrix else logits if name in LOGITS else others).append(parameter)
     if head is not None:
         others += list(head.parameters())
+    groups: list[dict[str, Any]] = [{"params": others, "lr_scale": 1.0}]
+    if logits:
+        groups.append({"params": logits, "lr_scale": config.logit_lr_scale})
     return [
-        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
-        torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True),
+        torch.optim.Muon([{"params": matrices, "lr_scale": 1.0}], lr=config.muon_lr, weight_decay=config.weight_decay),
+        torch.optim.AdamW(groups, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True),
     ]
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine to zero; one that is cut short falls linearly over the second half of the steps."""
-    horizon = config.horizon or config.steps
-    warmup = max(1, int(config.warmup * horizon))
+    """Linear warm-up, then a cosine to zero."""
+    warmup = max(1, int(config.warmup * config.steps))
     if step < warmup:
         return (step + 1) / warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, horizon - warmup)))
-    return cosine if horizon <= config.steps else cosine * min(1.0, 2 * (1 - step / config.steps))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
 def training_step(model: CLIPModel | SiglipModel, head: DenseHead | None, batch: Batch) -> dict[str, Tensor]:
@@ -222,7 +229,8 @@ def train(
         for step in range(first_step, config.steps):
             factor = learning_rate_factor(step, config)
             for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
-                optimizer.param_groups[0]["lr"] = rate * factor
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * factor * group["lr_scale"]
             losses = step_losses(model, head, make_batch(step))
             losses["loss"].backward()
             for optimizer in optimizers:

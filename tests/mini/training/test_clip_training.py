@@ -16,6 +16,7 @@ from sf_llava.mini.training.clip_model import build_clip, build_tokenizer, norma
 from sf_llava.mini.training.clip_training import (
     Batch,
     TrainingConfig,
+    build_optimizers,
     contrastive_loss,
     learning_rate_factor,
     sigmoid_loss,
@@ -132,6 +133,16 @@ def test_a_siglip_learns_by_its_own_loss_and_goes_on_to_the_same_weights(tmp_pat
     parts = run(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert whole["logit_bias"] != -10 and whole["logit_scale"] != np.float32(np.log(10))  # both are learned
+
+
+def test_a_siglips_scale_and_bias_have_a_rate_of_their_own_and_every_weight_is_trained():
+    model = build_siglip(20, **TINY_SIGLIP)
+    muon, adamw = build_optimizers(model, None, replace(SHORT, logit_lr_scale=20.0))
+    others, logits = adamw.param_groups
+    assert logits["params"] == [model.logit_scale, model.logit_bias] and logits["lr_scale"] == 20
+    assert len(muon.param_groups[0]["params"]) == (3 + 1) * 6  # of blocks: query, key, value, projection, MLP
+    groups = (*muon.param_groups, others, logits)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_learning_rate_warms_up_and_ends_at_zero():
