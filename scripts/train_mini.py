@@ -3,9 +3,9 @@
     python scripts/train_mini.py clip --threads 2
         about a quarter of an hour on two free cores; over 97 % zero-shot on both domains of the drawn world
     python scripts/train_mini.py siglip --threads 1
-        the same pictures and captions by SigLIP's sigmoid loss; half an hour on one core without AMX
+        the same pictures and captions by SigLIP's sigmoid loss; twenty minutes of one free core without AMX
     python scripts/train_mini.py vit
-        a classifier of the drawn world in timm's form, for the paper's AugReg rows; ten minutes on one core
+        a classifier of the drawn world in timm's form, for the paper's AugReg rows; five minutes of one free core
     python scripts/train_mini.py cifar10 --train train.parquet --validation validation.parquet --output runs/cifar10
         about an hour on one core; about 75 % zero-shot on the validation photographs
     python scripts/train_mini.py llava
