@@ -7,7 +7,7 @@ The paper counts "64 tokens" as 63 latents + CLS; our presets give N latents + C
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -157,12 +157,11 @@ class SparseFormerConfig(PretrainedConfig):
         self.use_cls = use_cls
         self.num_teacher_layers = num_teacher_layers
         self.initializer_range = initializer_range
-        _refuse_unknown(kwargs)
+        refuse_unknown(SparseFormerConfig, kwargs)
         self._check()
-        self.image_mean = _read_channels("image_mean", image_mean)
-        self.image_std = _read_channels("image_std", image_std)
-        if min(self.image_std) <= 0:
-            raise ValueError(f"image_std must be positive, not {list(self.image_std)}: pixels are divided by it")
+        self.image_mean = read_channels("image_mean", image_mean)
+        self.image_std = read_channels("image_std", image_std)
+        check_pictures(self)
         super().__init__(**kwargs)
 
     @property
@@ -171,11 +170,7 @@ class SparseFormerConfig(PretrainedConfig):
         return range(-self.num_hidden_layers - 1, self.num_hidden_layers + 1)
 
     def _check(self) -> None:
-        for name, (lowest, highest) in _COUNT_RANGES.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-                kind = "a positive whole number" if lowest else "0 or a positive whole number"
-                raise ValueError(f"{name} must be {kind} up to {highest:,}, not {value!r}")
+        check_counts(self, _COUNT_RANGES)
         if (known := self.num_latents_range) is not None and not (
             len(known) == 2
             and all(isinstance(value, int) for value in known)
@@ -202,14 +197,8 @@ class SparseFormerConfig(PretrainedConfig):
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
             raise ValueError(f"unknown hidden_act {self.hidden_act!r}; known: {', '.join(sorted(ACT2FN))}")
         for name in ("layer_norm_eps", "cortex_layer_norm_eps", "initializer_range"):
-            if not _is_number(value := getattr(self, name)) or value < 0:
+            if not is_number(value := getattr(self, name)) or value < 0:
                 raise ValueError(f"{name} must be a number, 0 at least, not {value!r}")
-        if self.interpolation not in ("bicubic", "bilinear"):
-            raise ValueError(f"unknown interpolation {self.interpolation!r}; known: bicubic, bilinear")
-        if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
-            raise ValueError(f"crop_fraction must be a number above 0 and at most 1, not {self.crop_fraction!r}")
-        if self.resize_mode not in ("shortest", "squash"):
-            raise ValueError(f"unknown resize_mode {self.resize_mode!r}; known: shortest, squash")
         if not isinstance(self.use_cls, bool):
             raise ValueError(f"use_cls must be true or false, not {self.use_cls!r}")
 
@@ -244,31 +233,61 @@ _COUNT_RANGES = {name: (1, highest) for name, highest in COUNTS.items()} | {
 }
 
 
-def _read_channels(name: str, value: object) -> tuple[float, ...]:
+def check_counts(config: PretrainedConfig, ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Check the fields that count something: whole numbers from the lowest to the highest.
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    for name, (lowest, highest) in ranges.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+            kind = "a positive whole number" if lowest else "0 or a positive whole number"
+            raise ValueError(f"{name} must be {kind} up to {highest:,}, not {value!r}")
+
+
+def check_pictures(config: PretrainedConfig) -> None:
+    """Check the fields that say how pictures are prepared.
+
+    Raises:
+        ValueError: names the first that no picture can be prepared by.
+    """
+    if config.interpolation not in ("bicubic", "bilinear"):
+        raise ValueError(f"unknown interpolation {config.interpolation!r}; known: bicubic, bilinear")
+    if not is_number(config.crop_fraction) or not 0 < config.crop_fraction <= 1:
+        raise ValueError(f"crop_fraction must be a number above 0 and at most 1, not {config.crop_fraction!r}")
+    if config.resize_mode not in ("shortest", "squash"):
+        raise ValueError(f"unknown resize_mode {config.resize_mode!r}; known: shortest, squash")
+    if min(config.image_std) <= 0:
+        raise ValueError(f"image_std must be positive, not {list(config.image_std)}: pixels are divided by it")
+
+
+def read_channels(name: str, value: object) -> tuple[float, ...]:
     """Read a number for each of red, green and blue; JSON has them as a list."""
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(_is_number, value)):
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(is_number, value)):
         raise ValueError(f"{name} must be three numbers, one for each of red, green and blue, not {value!r}")
     return tuple(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def field_names() -> list[str]:
-    """List the fields of a :class:`SparseFormerConfig`, those of transformers' own configurations left out."""
-    parameters = inspect.signature(SparseFormerConfig.__init__).parameters.values()
+def field_names(kind: type[PretrainedConfig] = SparseFormerConfig) -> list[str]:
+    """List the fields of a kind of configuration, those of transformers' own configurations left out."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
 
 
-def _refuse_unknown(kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for fields that neither this configuration nor transformers' own has: misspelt ones, say."""
+def refuse_unknown(kind: type[PretrainedConfig], kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError for fields that neither this kind nor transformers' own configuration has: misspelt, say."""
     properties = {name for name in dir(PretrainedConfig) if not callable(getattr(PretrainedConfig, name))}
     known = FOREIGN_FIELDS | properties | set(vars(PretrainedConfig()))
     if unknown := [name for name in kwargs if name not in known and not name.startswith("_")]:
         raise ValueError(
             f"unknown field{'s' * (len(unknown) > 1)} {', '.join(unknown)} of a SparseFormer's configuration; known: "
-            f"{', '.join(field_names())}"
+            f"{', '.join(field_names(kind))}"
         )
 
 

@@ -1,7 +1,8 @@
 """``sf-llava benchmark costs``: parameters and multiply-adds beside those of the released models and of the paper.
 
-"official" was measured on the released code, "paper" is printed in Tables 1, 2, 6 and 7; both count multiply-adds, with
-every token in every block. "embedding only" runs where no hidden state is asked for: CLS alone in the last block.
+"official" was measured on the released code, "paper" is printed in Tables 1, 2, 6 and 7 (of v1 beside its released
+weights, without the early convolution's 0.18 G); both count multiply-adds, with every token in every block. "embedding
+only" runs where no hidden state is asked for: CLS alone in the last block.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ from torch import nn
 from sf_llava.configuration import PRESETS, preset
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.costs import count_multiply_adds, count_parameters
+from sf_llava.model.v1 import SparseFormerV1Model, v1_preset
+from sf_llava.model.v1.configuration import V1_PRESETS
 from sf_llava.report import print_table, save
 from sf_llava.teachers.architectures import build_image_tower
 
@@ -35,7 +38,8 @@ class Cost:
     @property
     def tokens(self) -> str:
         """What an encoder reads by, for the table; empty for a ViT."""
-        return f"{self.num_latents}{' + CLS' * preset(self.encoder).use_cls}" if self.num_latents else ""
+        has_cls = self.encoder in PRESETS and preset(self.encoder).use_cls
+        return f"{self.num_latents}{' + CLS' * has_cls}" if self.num_latents else ""
 
     def count(self) -> "Cost":
         """Build the encoder without memory for its weights, count it."""
@@ -44,6 +48,8 @@ class Cost:
             model: nn.Module
             if is_ours:
                 model = SparseFormerModel(preset(self.encoder, num_latents=self.num_latents))
+            elif self.encoder in V1_PRESETS:
+                model = SparseFormerV1Model(v1_preset(self.encoder, num_latents=self.num_latents))
             else:
                 model = build_image_tower(self.encoder, self.image_size)
         self.parameters = count_parameters(model) / 1e6
@@ -74,6 +80,9 @@ PUBLISHED = (
     Cost("sf-so400m-siglip-384", 384, 182),
     Cost("sf-l-dinov2-224", 224, 64),
     Cost("sf-mini", 64, 16),
+    Cost("sf-v1-tiny", 224, 49, 31.522, 2.178, 32, 2.0),
+    Cost("sf-v1-small", 224, 64, 47.575, 3.990, 48, 3.8),
+    Cost("sf-v1-base", 224, 81, 81.077, 7.987, 81, 7.8),
     Cost("timm:vit_base_patch16_224", 224, None, None, None, None, 17.5),
     Cost("timm:vit_large_patch16_224", 224, None, None, None, None, 61.6),
     Cost("timm:vit_large_patch16_384", 384, None, None, None, None, 191),

@@ -13,7 +13,7 @@ tokens by position, places.png (whose token says what is at each place); and how
 import argparse
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sf_llava import cli
 from sf_llava.catalogue import default_encoder
@@ -24,6 +24,7 @@ SEED = cli.Number(int, 0, 10**6)
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from sf_llava.model import SparseFormerOutput
 
@@ -68,6 +69,20 @@ def describe_movement(rois: "Tensor") -> str:
     )
 
 
+def look(encoder: "PreTrainedModel", pixel_values: "Tensor") -> "tuple[Any, Tensor | None]":
+    """Run an encoder on (B, 3, S, S) pixels; beside the output the attention (B, N) to its latents, None of a v1."""
+    from sf_llava.model import SparseFormerModel
+    from sf_llava.teachers.attention import cls_attention, pooling_attention
+
+    if not isinstance(encoder, SparseFormerModel):
+        return encoder(pixel_values, output_sampling_points=True), None
+    output = encoder(pixel_values, output_hidden_states=True, output_sampling_points=True)
+    shape = encoder.config.num_attention_heads, encoder.config.cortex_layer_norm_eps
+    if encoder.config.use_cls:
+        return output, cls_attention(output.hidden_states[-2], encoder.cortex[-1].state_dict(), *shape)
+    return output, pooling_attention(output.last_hidden_state, encoder.state_dict(), *shape)
+
+
 def read_places(path: str, output: "SparseFormerOutput") -> "Tensor | None":
     """Give the weights (B, M, N) of the latents at the places of the teacher's grid; None where no run knows them.
 
@@ -104,7 +119,7 @@ def main(argv: list[str]) -> None:
     from sf_llava.data.transforms import Preprocessing
     from sf_llava.devices import choose_device
     from sf_llava.measure.setup import teacher_of
-    from sf_llava.model.loading import load_encoder
+    from sf_llava.model.loading import is_v1, load_encoder, load_v1
     from sf_llava.teachers import load_teacher
     from sf_llava.teachers.attention import cls_attention, pooling_attention
 
@@ -115,7 +130,7 @@ def main(argv: list[str]) -> None:
         if remark:
             print(remark)
     device = choose_device(arguments.device)
-    encoder = load_encoder(path, device=device)
+    encoder = (load_v1 if is_v1(path) else load_encoder)(path, device=device)
     config = encoder.config
     preprocessing = Preprocessing(
         config.image_size, config.image_mean, config.image_std, resize_mode=config.resize_mode
@@ -123,12 +138,7 @@ def main(argv: list[str]) -> None:
     views = [preprocessing.fit(picture) for picture in open_pictures(arguments)]
     pixel_values = torch.stack([preprocessing.normalise(view) for view in views]).to(device)
     with torch.no_grad():
-        output = encoder(pixel_values, output_hidden_states=True, output_sampling_points=True)
-        shape = config.num_attention_heads, config.cortex_layer_norm_eps
-        if config.use_cls:
-            student_attention = cls_attention(output.hidden_states[-2], encoder.cortex[-1].state_dict(), *shape)
-        else:
-            student_attention = pooling_attention(output.last_hidden_state, encoder.state_dict(), *shape)
+        output, student_attention = look(encoder, pixel_values)
         teacher_attention = None
         if teacher_name := teacher_name or teacher_of(path):
             teacher = load_teacher(teacher_name, device=device)

@@ -16,7 +16,7 @@
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
 tokens, pixels of a side, parameters, multiply-adds and images/s of the forward pass; a JSON file with these, accuracies
 by class, where teacher and student differ, unreadable images, device, dtype and versions. The text classifier is kept
-in --cache.
+in --cache. A SparseFormer v1 is scored alone, through its own classifier.
 """
 
 import argparse
@@ -29,7 +29,12 @@ from typing import TYPE_CHECKING, Any
 from sf_llava import cli
 
 if TYPE_CHECKING:
+    import torch
+
+    from sf_llava.data import LabelledImages
+    from sf_llava.measure.encoders import Candidate
     from sf_llava.zero_shot.run import ZeroShotResult
+    from sf_llava.zero_shot.task import ZeroShotTask
 
 RESULTS = "results.json"  # in the directory of the output
 
@@ -63,6 +68,7 @@ def main(argv: list[str]) -> None:
     from sf_llava.files import require_writable_file
     from sf_llava.measure.setup import choose_models, load_models
     from sf_llava.measure.store import EmbeddingStore
+    from sf_llava.model.loading import is_v1
     from sf_llava.zero_shot.run import evaluate_zero_shot
     from sf_llava.zero_shot.task import zero_shot_task
 
@@ -72,20 +78,24 @@ def main(argv: list[str]) -> None:
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     arguments.dtype = choose_precision(arguments.dtype, device)
-    names, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     images = open_labelled(arguments.data)
-    teacher, encoders = load_models(names, teacher_name, arguments.dtype, device)
-    with progress("prompts", "class") as advance:
-        task = zero_shot_task(
-            teacher,
-            images,
-            arguments.classes,
-            arguments.templates,
-            arguments.limit,
-            arguments.seed,
-            advance,
-            EmbeddingStore(arguments.cache),
-        )
+    if any(map(is_v1, arguments.encoder)):
+        names, teacher_name = arguments.encoder, None
+        task, encoders = open_v1(arguments, images, device)
+    else:
+        names, teacher_name = choose_models(arguments.encoder, arguments.teacher)
+        teacher, encoders = load_models(names, teacher_name, arguments.dtype, device)
+        with progress("prompts", "class") as advance:
+            task = zero_shot_task(
+                teacher,
+                images,
+                arguments.classes,
+                arguments.templates,
+                arguments.limit,
+                arguments.seed,
+                advance,
+                EmbeddingStore(arguments.cache),
+            )
     with progress("images", "image") as advance:
         result = evaluate_zero_shot(
             task,
@@ -99,6 +109,25 @@ def main(argv: list[str]) -> None:
     if PartialState().is_main_process:
         settings = vars(arguments) | {"teacher": teacher_name, "encoder": names, "device": device.type}
         report(result, settings, time.perf_counter() - started)
+
+
+def open_v1(
+    arguments: argparse.Namespace, images: "LabelledImages", device: "torch.device"
+) -> "tuple[ZeroShotTask, list[Candidate]]":
+    """Load a SparseFormer v1, which has no teacher, and match the data set's classes with its classifier's."""
+    from sf_llava.measure.encoders import v1_candidate
+    from sf_llava.model.loading import load_v1
+    from sf_llava.zero_shot.task import classification_task
+
+    encoder, *others = arguments.encoder
+    if others or arguments.teacher or arguments.classes or arguments.templates:
+        raise ValueError(
+            f"{', '.join(arguments.encoder)}: a SparseFormer v1 is scored alone, by its own classifier: leave out "
+            "other encoders, --teacher, --classes and --templates"
+        )
+    model = load_v1(encoder, dtype=arguments.dtype, device=device)
+    task = classification_task(model.config.num_classes, images, arguments.limit, arguments.seed)
+    return task, [v1_candidate(model)]
 
 
 @contextmanager
@@ -132,7 +161,7 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     if values["templates"]:
         origin += f", prompts: {len(values['templates'])}"
     counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
-    print_table(f"{settings['teacher']} on {settings['data']}: {counts}", *result.table())
+    print_table(f"{settings['teacher'] or settings['encoder'][0]} on {settings['data']}: {counts}", *result.table())
     for comparison in values["comparisons"]:
         low, high = (100 * bound for bound in comparison["top1_difference_interval"])
         print(

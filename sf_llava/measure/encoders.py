@@ -17,6 +17,7 @@ from sf_llava.data import CorruptImageError, ImageSource
 from sf_llava.data.loading import wait_of, watch
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.v1 import SparseFormerV1Model
 from sf_llava.teachers.base import Teacher
 
 Outputs = list[tuple[Tensor, Tensor | None]]
@@ -87,6 +88,28 @@ def student_candidate(student: SparseFormerModel, teacher: Teacher, name: str = 
     num_parameters = sum(parameter.numel() for parameter in student.parameters())
     counts = config.num_latents, num_parameters
     return Candidate(name, student, lambda out: (out.image_embeds, out.logits), preprocessing, *counts, config.use_cls)
+
+
+def v1_candidate(model: SparseFormerV1Model) -> Candidate:
+    """Measure a SparseFormer v1 by its own classifier.
+
+    Raises:
+        ValueError: it reads clips.
+    """
+    config = model.config
+    if config.is_video:
+        raise ValueError("a SparseFormer of clips cannot be measured on pictures: convert its v1 file without clips")
+    preprocessing = Preprocessing(
+        config.image_size,
+        config.image_mean,
+        config.image_std,
+        config.interpolation,
+        config.crop_fraction,
+        config.resize_mode,
+    )
+    counts = config.num_latents, sum(parameter.numel() for parameter in model.parameters())
+    name = "SparseFormer v1"
+    return Candidate(name, model, lambda out: (out.image_embeds, out.logits), preprocessing, *counts, use_cls=False)
 
 
 class _Views(Dataset):

@@ -10,6 +10,7 @@ from typing import TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -41,7 +42,7 @@ class Attention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config: SparseFormerConfig, width: int, num_heads: int) -> None:
+    def __init__(self, config: PretrainedConfig, width: int, num_heads: int) -> None:
         super().__init__()
         self.config = config
         self.num_heads = num_heads
@@ -102,7 +103,7 @@ class TransformerBlock(GradientCheckpointingLayer):
     """Pre-norm transformer block."""
 
     def __init__(
-        self, config: SparseFormerConfig, width: int, num_heads: int, hidden: int, activation: str, eps: float
+        self, config: PretrainedConfig, width: int, num_heads: int, hidden: int, activation: str, eps: float
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)

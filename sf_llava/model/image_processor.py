@@ -5,16 +5,19 @@ crop, by a grey level of the resize, and paint transparency white.
 """
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, PretrainedConfig
 
-from sf_llava.configuration import SparseFormerConfig
 from sf_llava.data.rgb import INTERPOLATIONS, to_rgb
 
 MAX_RESIZED_PIXELS = 2**26
+HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
+"""Of ``save_pretrained``: where a model goes its image processor goes too."""
 
 
 class SparseFormerImageProcessor(CLIPImageProcessorPil):
@@ -53,8 +56,8 @@ def _pictures_to_rgb(images: Any) -> Any:
     return to_rgb(images) if isinstance(images, Image.Image) else images
 
 
-def make_image_processor(config: SparseFormerConfig) -> SparseFormerImageProcessor:
-    """Make the image processor of an encoder."""
+def make_image_processor(config: PretrainedConfig) -> SparseFormerImageProcessor:
+    """Make the image processor of an encoder by its configuration, a ``SparseFormerConfig`` say."""
     side = config.image_size
     resized = math.floor(side / config.crop_fraction)
     return SparseFormerImageProcessor(
@@ -64,3 +67,9 @@ def make_image_processor(config: SparseFormerConfig) -> SparseFormerImageProcess
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
     )
+
+
+def save_image_processor(config: PretrainedConfig, directory: str | Path, options: Mapping[str, Any]) -> None:
+    """Save an encoder's image processor beside it; of the options of its ``save_pretrained``, the hub's apply."""
+    hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+    make_image_processor(config).save_pretrained(directory, **hub)

@@ -3,18 +3,21 @@ cache."""
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sf_llava import files
-from sf_llava.configuration import SparseFormerConfig
 from sf_llava.devices import as_dtype_to_load
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.v1 import SparseFormerV1Config, SparseFormerV1Model
 from sf_llava.weights.fit import find_misfit, some
 from sf_llava.weights.weight_files import WeightFiles, find_weights, read_shapes
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -72,14 +75,41 @@ def load_encoder(
     Raises:
         ValueError: an unknown dtype, nothing there, a truncated file, or weights that do not fit the configuration.
     """
+    return _load(SparseFormerModel, path, dtype, device, variant)
+
+
+def load_v1(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
+    variant: str | None = None,
+) -> SparseFormerV1Model:
+    """Load a SparseFormer v1 as :func:`load_encoder` loads an encoder."""
+    return _load(SparseFormerV1Model, path, dtype, device, variant)
+
+
+def is_v1(path: str | Path) -> bool:
+    """Tell whether an encoder directory holds a SparseFormer v1; errors as of :func:`find_encoder`."""
+    fields = files.read_json(find_encoder(path) / "config.json")
+    return isinstance(fields, dict) and fields.get("model_type") == SparseFormerV1Config.model_type
+
+
+def _load(
+    model_class: type[Model],
+    path: str | Path,
+    dtype: torch.dtype | str,
+    device: str | torch.device,
+    variant: str | None,
+) -> Model:
     dtype = as_dtype_to_load(dtype)
     path = find_encoder(path, variant)
     weights = find_weights(path, variant)
     assert weights is not None
-    config, expected = _read_config(path)
+    config, expected = _read_config(path, model_class)
     _check_shapes(path, expected, weights)
     try:
-        model = SparseFormerModel.from_pretrained(
+        model = model_class.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -123,21 +153,23 @@ def _is_finite(value: Tensor) -> bool:
     return value.is_meta or bool(value.isfinite().all())
 
 
-def _read_config(path: Path) -> tuple[SparseFormerConfig, dict[str, tuple[int, ...]]]:
+def _read_config(path: Path, model_class: type[PreTrainedModel]) -> tuple[PretrainedConfig, dict[str, tuple[int, ...]]]:
     """Read an encoder's configuration, and the shapes of the tensors that it asks for."""
     fields = files.read_json(path / "config.json")
     kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if kind != SparseFormerConfig.model_type:
+    expected = model_class.config_class.model_type
+    if kind != expected:
+        hint = "; it is a classifier of its own, without a teacher: zero-shot and visualize take it, load_v1 loads it"
         raise ValueError(
             f"{path / 'config.json'} describes {'no model' if kind is None else f'a model of type {kind!r}'}: expected "
-            f"one with model_type {SparseFormerConfig.model_type!r}"
+            f"one with model_type {expected!r}{hint if kind == SparseFormerV1Config.model_type else ''}"
         )
     if "quantization_config" in fields:
         raise ValueError(f"{path} holds a quantised encoder: expected one saved before its weights were quantised")
     try:
-        config = SparseFormerConfig.from_dict(fields)
+        config = model_class.config_class.from_dict(fields)
         with torch.device("meta"):
-            state = SparseFormerModel(config).state_dict()
+            state = model_class(config).state_dict()
     except Exception as error:  # ours, and what transformers raises for values of its own fields
         raise ValueError(f"{path / 'config.json'} makes no encoder: {' '.join(str(error).split())}") from error
     return config, {key: tuple(value.shape) for key, value in state.items()}

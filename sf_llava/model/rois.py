@@ -38,22 +38,35 @@ def _starts(count: int) -> list[float]:
     return [free / 2] if count == 1 else [free * i / (count - 1) for i in range(count)]
 
 
+def initial_offsets(num_points: int) -> Tensor:
+    """Lay the first sampling offsets (P, 2) on a centred grid; for a P that is no square, draw them at random."""
+    side = math.isqrt(num_points)
+    if side**2 != num_points:
+        return torch.rand(num_points, 2, dtype=torch.float32) - 0.5
+    ticks = (torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
 def adjust_rois(rois: Tensor, deltas: Tensor) -> Tensor:
     """Move and rescale every latent's RoI by its predicted delta (Eq. 2-3).
 
     Args:
-        rois: (B, N, 4) corners ``x0, y0, x1, y1`` as image fractions; they may leave [0, 1].
-        deltas: (B, N, 4) ``dx, dy, dw, dh``; dx, dy in units of the RoI's own size, dw, dh as log-scales.
+        rois: (B, N, 4) corners ``x0, y0, x1, y1`` as image fractions; they may leave [0, 1]. In clips (B, N, 6),
+            ``x0, y0, t0, x1, y1, t1``.
+        deltas: (B, N, 4) ``dx, dy, dw, dh``; dx, dy in units of the RoI's own size, dw, dh as log-scales. In clips
+            (B, N, 6), ``dx, dy, dt, dw, dh, dl``.
 
     Returns:
-        (B, N, 4) corners, float32 at least, even under autocast.
+        (B, N, 4) or (B, N, 6) corners, float32 at least, even under autocast.
     """
     rois = to_geometry(rois)
     deltas = deltas.to(rois.dtype)
-    centres = (rois[..., :2] + rois[..., 2:]) / 2
-    sizes = (rois[..., 2:] - rois[..., :2]).abs()
-    centres = centres + deltas[..., :2] * sizes
-    sizes = sizes * deltas[..., 2:].exp()
+    axes = rois.shape[-1] // 2
+    centres = (rois[..., :axes] + rois[..., axes:]) / 2
+    sizes = (rois[..., axes:] - rois[..., :axes]).abs()
+    centres = centres + deltas[..., :axes] * sizes
+    sizes = sizes * deltas[..., axes:].exp()
     return torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1)
 
 

@@ -9,7 +9,6 @@ I iterations, P points.
 import copy
 import difflib
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,12 @@ from sf_llava.configuration import SparseFormerConfig
 from sf_llava.model.cortex import CortexBlock
 from sf_llava.model.early_conv import EarlyConvolution
 from sf_llava.model.focusing import FocusingTransformer, SamplingBlock
-from sf_llava.model.image_processor import make_image_processor
+from sf_llava.model.image_processor import save_image_processor
 from sf_llava.model.pooling import AttentionPooling
-from sf_llava.model.rois import initial_rois
+from sf_llava.model.rois import initial_offsets, initial_rois
 from sf_llava.ops import place_points
 
 OPTIONS = ("num_latents", "output_hidden_states", "output_sampling_points", "return_dict")
-HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token", "revision", "create_pr")
-"""Of ``save_pretrained``: where a model goes its image processor goes too."""
 MISSPELT = 0.78
 """Names this similar to an option are taken for it, misspelt; no keyword of transformers is."""
 
@@ -214,8 +211,7 @@ class SparseFormerModel(PreTrainedModel):
         """Save weights and configuration as every model of transformers does, and the image processor beside them."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
-            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            make_image_processor(self.config).save_pretrained(save_directory, **hub)
+            save_image_processor(self.config, save_directory, kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -238,7 +234,7 @@ class SparseFormerModel(PreTrainedModel):
             _init_unit_norm(module.block.roi_norm)
             init.zeros_(module.block.roi_deltas.weight)
         elif isinstance(module, SamplingBlock):
-            init.copy_(module.offset_bias, _offset_grid(self.config.num_sampling_points).flatten())
+            init.copy_(module.offset_bias, initial_offsets(self.config.num_sampling_points).flatten())
             _init_unit_norm(module.offset_norm)
             init.zeros_(module.offsets.weight)
             _init_unit_norm(module.mixing.norm)
@@ -281,13 +277,3 @@ def _layers_to_keep(wanted: bool | int | Sequence[int] | None, depth: int) -> se
 def _init_unit_norm(norm: nn.LayerNorm) -> None:
     """Scale a layer norm so that its output starts with unit length."""
     init.constant_(norm.weight, norm.normalized_shape[0] ** -0.5)
-
-
-def _offset_grid(num_points: int) -> Tensor:
-    """Lay the first sampling offsets (P, 2) on a centred grid; for a P that is no square, draw them at random."""
-    side = math.isqrt(num_points)
-    if side**2 != num_points:
-        return torch.rand(num_points, 2, dtype=torch.float32) - 0.5
-    ticks = (torch.arange(side, dtype=torch.float32) + 0.5) / side - 0.5
-    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
-    return torch.stack([x, y], dim=-1).flatten(0, 1)

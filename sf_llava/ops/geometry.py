@@ -16,17 +16,19 @@ def place_points(rois: Tensor, offsets: Tensor) -> Tensor:
     them fall inside the RoI; points may leave the RoI and the image, and are never clamped.
 
     Args:
-        rois: (B, N, 4) corners ``x0, y0, x1, y1`` as image fractions.
-        offsets: (B, N, P, 2) raw offsets, x before y.
+        rois: (B, N, 4) corners ``x0, y0, x1, y1`` as image fractions; in clips (B, N, 6) ``x0, y0, t0, x1, y1, t1``.
+        offsets: (B, N, P, 2) raw offsets, x before y; in clips (B, N, P, 3), time last.
 
     Returns:
-        (B, N, P, 2) points as image fractions, x before y, float32 (float64 where the inputs are).
+        (B, N, P, 2) points as image fractions, x before y, float32 (float64 where the inputs are); in clips
+        (B, N, P, 3).
     """
     rois, offsets = to_geometry(rois), to_geometry(offsets)
     deviations = offsets - offsets.mean(dim=-2, keepdim=True)
     normalised = deviations / (3 * (_spread(deviations) + OFFSET_EPS))
-    centres = (rois[..., :2] + rois[..., 2:]) / 2  # [B, N, 2]
-    sizes = rois[..., 2:] - rois[..., :2]
+    axes = offsets.shape[-1]
+    centres = (rois[..., :axes] + rois[..., axes:]) / 2  # [B, N, 2]
+    sizes = rois[..., axes:] - rois[..., :axes]
     return centres[:, :, None] + normalised * sizes[:, :, None]
 
 

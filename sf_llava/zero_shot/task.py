@@ -84,25 +84,47 @@ def zero_shot_task(
         ValueError: no images, classes that do not match the data set, a teacher without text tower or classifier, a bad
             limit.
     """
-    if not len(images):
-        raise ValueError("the data set has no images to evaluate on")
-    classifier: Tensor | None = None
-    prompts: tuple[str, ...] = ()
     if teacher.num_classes:
         if classes or templates:
             raise ValueError(f"{teacher.name} brings its own classifier; class names and templates do not apply to it")
-        own = _own_classes(teacher, images)
-        labels, matched = match_labels(images, own)
-        if matched == "name":  # the data set's own names, which the teacher does not know
-            matched = "position"
-    else:
-        own = class_set(classes) if classes else find_class_set(images)
-        labels, matched = match_labels(images, own)
-        prompts = templates_named(templates) if templates else (teacher.templates or own.templates)
-        total = len(own.class_names)
-        classifier = _text_classifier(teacher, own.class_names, prompts, store, lambda count: advance(count, total))
-    indices = _draw(len(images), limit, seed)
-    labels = [labels[i] for i in indices]
+        return classification_task(teacher.num_classes, images, limit, seed)
+    _require_images(images)
+    own = class_set(classes) if classes else find_class_set(images)
+    labels, matched = match_labels(images, own)
+    prompts = templates_named(templates) if templates else (teacher.templates or own.templates)
+    total = len(own.class_names)
+    classifier = _text_classifier(teacher, own.class_names, prompts, store, lambda count: advance(count, total))
+    return _describe_task(images, own, (labels, matched), classifier, prompts, _draw(len(images), limit, seed))
+
+
+def classification_task(
+    num_classes: int, images: LabelledImages, limit: int | None = None, seed: int = 0
+) -> ZeroShotTask:
+    """Match a data set's classes with the outputs of encoders that bring a classifier; see :func:`zero_shot_task`."""
+    _require_images(images)
+    own = _own_classes(num_classes, images)
+    labels, matched = match_labels(images, own)
+    if matched == "name":  # the data set's own names, which the classifier does not know
+        matched = "position"
+    return _describe_task(images, own, (labels, matched), None, (), _draw(len(images), limit, seed))
+
+
+def _require_images(images: LabelledImages) -> None:
+    if not len(images):
+        raise ValueError("the data set has no images to evaluate on")
+
+
+def _describe_task(
+    images: LabelledImages,
+    own: ClassSet,
+    matching: tuple[list[int], str],
+    classifier: Tensor | None,
+    prompts: Sequence[str],
+    indices: list[int],
+) -> ZeroShotTask:
+    """Put a task together; ``matching`` is what :func:`match_labels` gives."""
+    every_label, matched = matching
+    labels = [every_label[i] for i in indices]
     description = {
         "classes": own.name,
         "num_classes": len(own.class_names),
@@ -219,13 +241,13 @@ def _notes(class_names: Sequence[str], labels: list[int], matched: str, has_prom
     return notes
 
 
-def _own_classes(teacher: Teacher, images: LabelledImages) -> ClassSet:
-    """Name the outputs of a classification teacher: by ImageNet's synset ids where it is one, else by the data set."""
-    ids = synset_ids(teacher.num_classes)
+def _own_classes(num_classes: int, images: LabelledImages) -> ClassSet:
+    """Name the outputs of a classifier: by ImageNet's synset ids where they are its classes, else by the data set."""
+    ids = synset_ids(num_classes)
     names: Sequence[str] = images.class_names
-    if len(names) != teacher.num_classes or _are_numbers(names) or not set(ids).isdisjoint(names):
-        names = ids or [str(number) for number in range(teacher.num_classes)]
-    return ClassSet("the teacher's own", tuple(names), (), ids)
+    if len(names) != num_classes or _are_numbers(names) or not set(ids).isdisjoint(names):
+        names = ids or [str(number) for number in range(num_classes)]
+    return ClassSet("the classifier's own", tuple(names), (), ids)
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from v1_state import make_state
 
 from sf_llava.bootstrap.objectives.statistics import TokenStatistics
 from sf_llava.configuration import preset
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.official import convert_official
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "visualize.py"
 
@@ -42,6 +44,16 @@ def test_a_run_that_aligned_places_shows_whose_token_speaks_for_each(main, tmp_p
     for encoder in ("run", "run/encoder"):
         main(["--encoder", encoder, "--output", f"out/{encoder}", "--num-images", "2"])
         assert (tmp_path / "out" / encoder / "places.png").is_file()
+
+
+def test_a_sparseformer_v1_shows_its_rois_without_attention(main, tmp_path, capsys):
+    convert_official(make_state(), 64).save_pretrained(tmp_path / "v1")
+    main(["--encoder", "v1", "--output", "out", "--num-images", "2"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"focus.png", "iterations.png", "heat.png"}
+    assert "between the 2 images the last centres differ by" in capsys.readouterr().out
+    convert_official(make_state("clips"), 64).save_pretrained(tmp_path / "clips")
+    with pytest.raises(ValueError, match="expected clips"):
+        main(["--encoder", "clips", "--output", "out"])
 
 
 def test_no_flags_without_a_quickstart_draw_the_student_that_ships(main, tmp_path, capsys):

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoImageProcessor
 
 from sf_llava.bootstrap.inherit import inherit, student_config
-from sf_llava.commands import zero_shot
+from sf_llava.commands.zero_shot import main as zero_shot
+from sf_llava.data import CorruptImageError, open_labelled
 from sf_llava.mini import MINI_CLIP_DIR
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.v1 import SparseFormerV1Config, SparseFormerV1Model
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.timm_classifier import build_classifier, save_classifier
 
@@ -59,9 +62,9 @@ def test_a_classifier_and_its_students_stand_in_one_table_with_costs(folder, tmp
         student.save_pretrained(tmp_path / name / "encoder")
         (tmp_path / name / "config.json").write_text(json.dumps({"teacher": str(tmp_path / "vit")}))
     monkeypatch.chdir(tmp_path)
-    zero_shot.main(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu", "--workers", "0"])
+    zero_shot(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu", "--workers", "0"])
     printed = capsys.readouterr().out
-    assert "9 + CLS" in printed and "the teacher's own" in printed and "mult-adds" in printed
+    assert "9 + CLS" in printed and "the classifier's own" in printed and "mult-adds" in printed
     values = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())
     encoders = values["encoders"]
     assert [encoder["name"] for encoder in encoders] == ["teacher", "a", "b"]
@@ -74,7 +77,33 @@ def test_a_classifier_and_its_students_stand_in_one_table_with_costs(folder, tmp
 
     (tmp_path / "b" / "config.json").write_text(json.dumps({"teacher": "mini"}))
     with pytest.raises(ValueError, match="the encoders are of several teachers"):
-        zero_shot.main(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu"])
+        zero_shot(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu"])
+
+
+def test_a_sparseformer_v1_is_scored_alone_by_its_own_classifier(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = open_labelled(f"folder:{folder}")
+    torch.manual_seed(0)
+    fields = dict(num_latents=4, hidden_size=128, focusing_size=64, num_hidden_layers=2, image_size=32)
+    model = SparseFormerV1Model(SparseFormerV1Config(num_classes=len(images.class_names), **fields)).eval()
+    model.save_pretrained("v1")
+    zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--batch-size", "4", "--dtype", "fp32"])
+    assert "v1 on folder:" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())["encoders"]
+    right = count = 0
+    processor = AutoImageProcessor.from_pretrained("v1")
+    for index, label in enumerate(images.labels):
+        try:
+            pixel_values = processor(images.load(index), return_tensors="pt")["pixel_values"]
+        except CorruptImageError:
+            continue
+        count += 1
+        right += int(model(pixel_values).logits.argmax() == label)
+    assert row["top1"] == right / count and row["num_tokens"] == 4
+    with pytest.raises(ValueError, match="leave out other encoders, --teacher, --classes and --templates"):
+        zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--classes", "imagenet"])
+    with pytest.raises(ValueError, match="is scored alone"):
+        zero_shot(["--encoder", "v1", "v1", "--data", f"folder:{folder}"])
 
 
 @pytest.mark.slow

@@ -213,10 +213,10 @@ def test_a_configuration_that_lies_is_one_sentence_at_once(open_clip_dir, tmp_pa
     config = json.loads((path / "open_clip_config.json").read_text())
     config["model_cfg"][part] |= change
     (path / "open_clip_config.json").write_text(json.dumps(config))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match=r"its (vision|text)_cfg has layers|cannot build|does not fit|could not be"):
         load_teacher(str(path))
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_configuration_with_a_byte_order_mark_is_read(open_clip_dir, tmp_path):
