@@ -1,7 +1,11 @@
-"""Make the small models on a CPU: CLIP teachers on the drawn world (shipped) or on CIFAR-10, mini LLaVA, mini student.
+"""Make the small models on a CPU: CLIP and SigLIP on the drawn world, CLIP on CIFAR-10, mini LLaVA, mini student.
 
     python scripts/train_mini.py clip --threads 2
         about a quarter of an hour on two free cores; over 97 % zero-shot on both domains of the drawn world
+    python scripts/train_mini.py siglip --threads 1
+        the same pictures and captions by SigLIP's sigmoid loss; twenty minutes of one free core without AMX
+    python scripts/train_mini.py vit
+        a classifier of the drawn world in timm's form, for the paper's AugReg rows; five minutes of one free core
     python scripts/train_mini.py cifar10 --train train.parquet --validation validation.parquet --output runs/cifar10
         about an hour on one core; about 75 % zero-shot on the validation photographs
     python scripts/train_mini.py llava
@@ -11,7 +15,7 @@
     python scripts/train_mini.py student --run runs/quickstart
         the shipped student: the encoder of make quickstart, rounded to four significant bits, so that it zips well
 
-All but the last write OUTPUT/clip or OUTPUT/llava (an ordinary model directory with tokenizer and processor),
+All but the last write OUTPUT/clip, /siglip, /vit or /llava (an ordinary model directory, with tokenizer and processor),
 OUTPUT/results.json, OUTPUT/log.jsonl and OUTPUT/checkpoint.pt. The same command continues a run that was interrupted,
 from the checkpoint before the last where the last one is damaged.
 """
@@ -32,14 +36,23 @@ BATCH = cli.Number(int, 1, 4096)
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|cifar10|llava|tiled|student")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|siglip|vit|cifar10|llava|tiled|student")
     clip = kinds.add_parser("clip", help="the shipped teacher, trained on pictures drawn on the fly")
+    siglip = kinds.add_parser("siglip", help="the shipped teacher without CLS, trained on the same by the sigmoid loss")
+    vit = kinds.add_parser("vit", help="a ViT classifier of drawn pictures of one shape each, for timm")
     cifar10 = kinds.add_parser("cifar10", help="a teacher of photographs, trained from scratch on CIFAR-10")
     cifar10.add_argument("--train", required=True, metavar="FILE.parquet", help="labelled training images")
     cifar10.add_argument("--validation", metavar="FILE.parquet", help="labelled images to measure accuracy on")
     llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
     tiled = kinds.add_parser("tiled", help="a mini LLaVA-NeXT of 2 x 2 tiles, from the shipped mini LLaVA")
-    for sub, steps, batch_size in ((clip, 1500, 96), (cifar10, 2400, 256), (llava, 8000, 12), (tiled, 2000, 6)):
+    for sub, steps, batch_size in (
+        (clip, 1500, 96),
+        (siglip, 1500, 96),
+        (vit, 500, 96),
+        (cifar10, 2400, 256),
+        (llava, 8000, 12),
+        (tiled, 2000, 6),
+    ):
         output = f"runs/mini_{sub.prog.split()[-1]}"
         sub.add_argument("--output", type=Path, default=Path(output), help=f"run directory (default {output})")
         sub.add_argument("--seed", type=cli.SEED, default=0, help="initial weights, captions, augmentation (default 0)")
@@ -75,10 +88,16 @@ def train(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     numbers = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
-    if args.kind == "clip":
+    if args.kind in ("clip", "siglip"):
         from sf_llava.mini.training import clip_teacher
 
-        results = clip_teacher.train_teacher(replace(clip_teacher.RECIPE, **numbers), args.output)
+        kind = clip_teacher.SIGLIP if args.kind == "siglip" else clip_teacher.CLIP
+        recipe = clip_teacher.SIGLIP_RECIPE if args.kind == "siglip" else clip_teacher.RECIPE
+        results = clip_teacher.train_teacher(kind, replace(recipe, **numbers), args.output)
+    elif args.kind == "vit":
+        from sf_llava.mini.training import vit_classifier
+
+        results = vit_classifier.train_vit(replace(vit_classifier.RECIPE, **numbers), args.output)
     elif args.kind == "llava":
         from sf_llava.llava.conversations import CONVERSATIONS, chat_template
         from sf_llava.mini.training import llava_training
@@ -104,7 +123,7 @@ def train(args: argparse.Namespace) -> None:
         validation = open_labelled(f"parquet:{args.validation}") if args.validation else None
         recipe = replace(clip_cifar10.RECIPE, **numbers)
         results = clip_cifar10.train_on_labelled(training, validation, recipe, args.output)
-    name = "llava" if args.kind in ("llava", "tiled") else "clip"
+    name = {"cifar10": "clip", "tiled": "llava"}.get(args.kind, args.kind)
     print(f"saved in {args.output / name}; {results}")
 
 

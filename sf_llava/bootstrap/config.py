@@ -43,9 +43,12 @@ class RunConfig:
     stage: Literal["mini", "imagenet", "continue", "scienceqa"] = _recipe(
         "recipe: mini (drawn world, minutes), imagenet (the paper's 20 epochs), continue (5 epochs from a smaller "
         "student with more latents or pixels), scienceqa (about 1,000 steps on its images). "
-        "Default: mini for the mini teacher, imagenet otherwise"
+        "Default: mini for the mini teachers, imagenet otherwise"
     )
-    teacher: str = _flag("mini", "mini, open_clip:MODEL/TAG_OR_FILE, transformers:ID_OR_DIR, timm:MODEL[/FILE], a path")
+    teacher: str = _flag(
+        "mini",
+        "mini, mini-siglip, open_clip:MODEL/TAG_OR_FILE, transformers:ID_OR_DIR, timm:MODEL[/FILE], a directory",
+    )
     output: str = _flag(str(QUICKSTART), "run directory")
     resume: bool = _flag(False, "continue the run in `output` where it was killed; start it if it has not begun")
     seed: int = _flag(0, "of the student's initialisation, the image order and the augmentation", SEED)

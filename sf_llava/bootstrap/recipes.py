@@ -23,6 +23,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 """The stages' defaults. Epochs, learning rates and augmentation are the paper's, except the mini world's, batch sizes
 and ScienceQA's learning rate, which the paper does not give."""
 
+MINI_TEACHERS = ("mini", "mini-siglip")
+"""Of the drawn world: its recipe is theirs where none is asked for."""
+
 MINI_ALIGNED_RECIPE = dict(steps=1440, batch_size=32, inherited_lr_scale=0.5, num_tunable=3)
 """Changes of the mini world's recipe where tokens are aligned: as many pictures in four times the steps, and every
 block tuned whose output LLaVA reads."""
@@ -42,7 +45,7 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: values that contradict each other or make no run.
     """
     teacher = asked.get("teacher", "mini")
-    stage = asked.get("stage", "mini" if teacher == "mini" else "imagenet")
+    stage = asked.get("stage", "mini" if teacher in MINI_TEACHERS else "imagenet")
     if stage not in RECIPES:
         raise ValueError(f"`stage` {stage!r} is unknown; valid: {', '.join(RECIPES)}")
     align = asked.get("align", FROM_IMAGES)
@@ -50,7 +53,7 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     recipe = dict(RECIPES[stage])
     if stage == "mini" and align:
         recipe |= MINI_ALIGNED_RECIPE
-    if teacher == "mini" and stage != "mini":
+    if teacher in MINI_TEACHERS and stage != "mini":
         recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
             recipe |= dict(data="mini:diagrams", steps=220)

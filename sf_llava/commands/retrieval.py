@@ -30,7 +30,9 @@ RESULTS = "results.json"  # in the directory of the output
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", metavar="DIR", help="student: encoder or run (default: the quickstart's)")
+    parser.add_argument(
+        "--encoder", nargs="+", default=[], metavar="DIR", help="students: encoders or runs (default: the quickstart's)"
+    )
     parser.add_argument("--data", default="mini", metavar="NAME", help="captions:FILE, parquet:, hub: (%(default)s)")
     parser.add_argument("--images", nargs="*", default=[], metavar="DIR", help="folders with a JSON file's images")
     cli.add_flags(parser, "teacher", "output", "cache", "limit", "seed", output="runs/retrieval")
@@ -58,12 +60,12 @@ def main(argv: list[str]) -> None:
     require_writable_file(Path(arguments.output) / RESULTS)
     device = choose_device(arguments.device)
     arguments.dtype = choose_precision(arguments.dtype, device)
-    encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
+    names, teacher_name = choose_models(arguments.encoder, arguments.teacher)
     data = open_captions(arguments.data, arguments.images)
     if arguments.limit is not None:
         chosen = random.Random(arguments.seed).sample(range(len(data)), min(arguments.limit, len(data)))
         data = data.take(sorted(chosen))
-    teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
+    teacher, encoders = load_models(names, teacher_name, arguments.dtype, device)
     is_main = PartialState().is_main_process
     with tqdm(total=len(data), desc="images", unit="image", disable=None if is_main else True, leave=False) as bar:
         result = evaluate_retrieval(
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
             advance=lambda count: bar.update(count * PartialState().num_processes),
         )
     if is_main:
-        settings = vars(arguments) | {"teacher": teacher_name, "encoder": encoder, "device": device.type}
+        settings = vars(arguments) | {"teacher": teacher_name, "encoder": names, "device": device.type}
         report(result, settings, time.perf_counter() - started)
 
 
@@ -102,7 +104,7 @@ def report(result: "RetrievalResult", settings: dict[str, Any], seconds: float) 
                 end="",
             )
     print()
-    if settings["encoder"] is None:
+    if not settings["encoder"]:
         print("the teacher alone: sf-llava bootstrap makes a student, --encoder DIR names one")
     for remark in values["remarks"]:
         print(f"note: {remark}")

@@ -11,12 +11,15 @@
     sf-llava zero-shot --reduced tome:4 tome:8 diffrate:4 diffrate:8
         beside them the teacher with 4 or 8 tokens fewer in every block, off the shelf, and a plot of accuracy over
         multiply-adds and over speed (paper, Table 4: ViT-B/16 84.6, with ToMe at 16 80.4, SF-B with 80 tokens 83.4)
+    sf-llava zero-shot --encoder runs/sf-b-49 runs/sf-b-80 runs/sf-b-80-320 --data folder:/data/imagenet/val
+        the paper's Table 2: a classification teacher (timm's AugReg) and its students, each through its own classifier
+        (ViT-B/16 84.6, SF-B with 49 tokens 82.5, with 80 83.4, at 320 px 83.7)
     torchrun --nproc_per_node 8 -m sf_llava zero-shot ...   identical numbers on eight devices
 
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
-tokens, parameters and images/s of the forward pass; a JSON file with these, accuracies by class, where teacher and
-student differ, unreadable images, device, dtype and versions. The text classifier is kept in --cache. A classification
-teacher (timm's AugReg) and its student are scored through their own classifier, and so, alone, is a SparseFormer v1.
+tokens, pixels of a side, parameters, multiply-adds and images/s of the forward pass; a JSON file with these, accuracies
+by class, where teacher and student differ, unreadable images, device, dtype and versions. The text classifier is kept
+in --cache. A SparseFormer v1 is scored alone, through its own classifier.
 """
 
 import argparse
@@ -42,7 +45,9 @@ RESULTS = "results.json"  # in the directory of the output
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", metavar="DIR", help="student: encoder or run (default: the quickstart's)")
+    parser.add_argument(
+        "--encoder", nargs="+", default=[], metavar="DIR", help="students: encoders or runs (default: the quickstart's)"
+    )
     parser.add_argument("--data", default="mini", metavar="NAME", help="labelled images (%(default)s)")
     parser.add_argument(
         "--classes", metavar="NAME", help="mini, cifar10, imagenet, imagenet-a, -r or FILE.json (default: the data's)"
@@ -88,12 +93,12 @@ def main(argv: list[str]) -> None:
     device = choose_device(arguments.device)
     arguments.dtype = choose_precision(arguments.dtype, device)
     images = open_labelled(arguments.data)
-    if arguments.encoder is not None and is_v1(arguments.encoder):
-        encoder, teacher_name = arguments.encoder, None
+    if any(map(is_v1, arguments.encoder)):
+        names, teacher_name = arguments.encoder, None
         task, encoders = open_v1(arguments, images, device)
     else:
-        encoder, teacher_name = choose_models(arguments.encoder, arguments.teacher)
-        teacher, encoders = load_models(encoder, teacher_name, arguments.dtype, device)
+        names, teacher_name = choose_models(arguments.encoder, arguments.teacher)
+        teacher, encoders = load_models(names, teacher_name, arguments.dtype, device)
         encoders += [reduced_candidate(name, reduce_teacher(teacher, name)) for name in arguments.reduced]
         with progress("prompts", "class") as advance:
             task = zero_shot_task(
@@ -114,9 +119,10 @@ def main(argv: list[str]) -> None:
             workers=arguments.workers,
             advance=lambda count: advance(count * PartialState().num_processes, len(task.indices)),
             state=PartialState(),
+            with_costs=True,
         )
     if PartialState().is_main_process:
-        settings = vars(arguments) | {"teacher": teacher_name, "encoder": encoder, "device": device.type}
+        settings = vars(arguments) | {"teacher": teacher_name, "encoder": names, "device": device.type}
         report(result, settings, time.perf_counter() - started)
 
 
@@ -128,12 +134,13 @@ def open_v1(
     from sf_llava.model.loading import load_v1
     from sf_llava.zero_shot.task import classification_task
 
-    if arguments.teacher or arguments.classes or arguments.templates or arguments.reduced:
+    encoder, *others = arguments.encoder
+    if others or arguments.teacher or arguments.classes or arguments.templates or arguments.reduced:
         raise ValueError(
-            f"{arguments.encoder} holds a SparseFormer v1, which is scored alone, by its own classifier: leave out "
-            "--teacher, --classes, --templates and --reduced"
+            f"{', '.join(arguments.encoder)}: a SparseFormer v1 is scored alone, by its own classifier: leave out "
+            "other encoders, --teacher, --classes, --templates and --reduced"
         )
-    model = load_v1(arguments.encoder, dtype=arguments.dtype, device=device)
+    model = load_v1(encoder, dtype=arguments.dtype, device=device)
     task = classification_task(model.config.num_classes, images, arguments.limit, arguments.seed)
     return task, [v1_candidate(model)]
 
@@ -160,23 +167,16 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     from accelerate import PartialState
 
     from sf_llava.files import write_json
-    from sf_llava.model.costs import count_multiply_adds
     from sf_llava.report import environment, print_table
 
     values = result.to_dict()
-    header, rows = result.table()
-    for score, encoder, row in zip(result.scores, values["encoders"], rows, strict=True):
-        candidate = score.encoder
-        encoder["multiply_adds"] = count_multiply_adds(candidate.module, candidate.preprocessing.image_size)
-        row.append(f"{encoder['multiply_adds'] / 1e9:.4g}")
     machine = environment(settings["device"])
     machine |= {"transformers": transformers.__version__, "processes": PartialState().num_processes}
     origin = values["classes"]
     if values["templates"]:
         origin += f", prompts: {len(values['templates'])}"
     counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
-    name = settings["teacher"] or settings["encoder"]
-    print_table(f"{name} on {settings['data']}: {counts}", [*header, "G mult-adds"], rows)
+    print_table(f"{settings['teacher'] or settings['encoder'][0]} on {settings['data']}: {counts}", *result.table())
     for comparison in values["comparisons"]:
         low, high = (100 * bound for bound in comparison["top1_difference_interval"])
         print(
@@ -193,7 +193,7 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
                 f"  {pair['images']:,} x {comparison['reference']}: {pair['reference']}, "
                 f"{comparison['encoder']}: {pair['encoder']}"
             )
-    if settings["encoder"] is None:
+    if not settings["encoder"]:
         print("\nthe teacher alone: sf-llava bootstrap makes a student, --encoder DIR names one")
     for note in values["notes"]:
         print(f"\nnote: {note}")

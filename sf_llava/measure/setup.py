@@ -1,5 +1,7 @@
 """What every evaluator starts with: which student, which teacher."""
 
+from collections.abc import Sequence
+
 import torch
 
 from sf_llava.catalogue import default_encoder
@@ -10,19 +12,29 @@ from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
 
 
-def choose_models(encoder: str | None, teacher: str | None) -> tuple[str | None, str]:
-    """Fill in what was not asked for: the embedded default's student, and the teacher that its run names.
+def choose_models(encoders: Sequence[str], teacher: str | None) -> tuple[list[str], str]:
+    """Fill in what was not asked for: the embedded default's student, and the teacher that the runs name.
 
     Returns:
-        Directory of an encoder or its run (None: the teacher alone) and the teacher's name.
+        Directories of encoders or their runs (empty: the teacher alone) and the teacher's name.
+
+    Raises:
+        ValueError: the runs name several teachers.
     """
-    if encoder is None and teacher in (None, "mini"):
+    encoders = list(encoders)
+    if not encoders and teacher in (None, "mini"):
         encoder, remark = default_encoder()
+        encoders = [encoder]
         if remark:
             print(remark)
-    if encoder is not None and teacher is None:
-        teacher = teacher_of(encoder)
-    return encoder, teacher or "mini"
+    if teacher is None:
+        named = dict.fromkeys(name for name in map(teacher_of, encoders) if name)
+        if len(named) > 1:
+            raise ValueError(
+                f"the encoders are of several teachers, {', '.join(named)}: compare those of one `teacher`"
+            )
+        teacher = next(iter(named), None)
+    return encoders, teacher or "mini"
 
 
 def teacher_of(encoder: str) -> str | None:
@@ -33,10 +45,13 @@ def teacher_of(encoder: str) -> str | None:
     return teacher if isinstance(teacher, str) else None
 
 
-def load_models(encoder: str | None, teacher: str, dtype: str, device: torch.device) -> tuple[Teacher, list[Candidate]]:
-    """Load the teacher, and put it side by side with the student where there is one."""
+def load_models(
+    encoders: Sequence[str], teacher: str, dtype: str, device: torch.device
+) -> tuple[Teacher, list[Candidate]]:
+    """Load the teacher, and put it side by side with its students; several are called by their directories."""
     loaded = load_teacher(teacher, dtype=dtype, device=device)
-    encoders = [teacher_candidate(loaded)]
-    if encoder is not None:
-        encoders.append(student_candidate(load_encoder(encoder, dtype=dtype, device=device), loaded))
-    return loaded, encoders
+    candidates = [teacher_candidate(loaded)]
+    for encoder in encoders:
+        name = "student" if len(encoders) == 1 else encoder
+        candidates.append(student_candidate(load_encoder(encoder, dtype=dtype, device=device), loaded, name))
+    return loaded, candidates

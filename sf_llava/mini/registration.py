@@ -22,8 +22,8 @@ NUM_MASKED, NUM_MASKED_FOR_VALIDATION = 50_000, 500
 EXAMPLES = ((12, "relation"), (4, "extreme"), (18, "marker"), (38, "arrow"))  # pictures for testing, kinds
 
 
-def register(clip: Path, llava: Path, student: Path) -> None:
-    """Register the drawn world, and the small CLIP, LLaVA and student in the given directories."""
+def register(clip: Path, siglip: Path, llava: Path, student: Path) -> None:
+    """Register the drawn world, and the small CLIP, SigLIP, LLaVA and student in the given directories."""
     catalogue.IMAGES.register("mini", open_images, USAGE)
     catalogue.IMAGES.register("mini-test", open_test_images)
     catalogue.LABELLED.register("mini", open_labelled, USAGE)
@@ -39,6 +39,9 @@ def register(clip: Path, llava: Path, student: Path) -> None:
     catalogue.EXAMPLES.register("mini", open_examples)
     catalogue.CLASSES.register("mini", open_classes, "mini")
     catalogue.TEACHERS.register("mini", lambda: f"transformers:{made(clip, 'teacher', 'clip')}", "mini")
+    catalogue.TEACHERS.register(
+        "mini-siglip", lambda: f"transformers:{made(siglip, 'SigLIP teacher', 'siglip')}", "mini-siglip"
+    )
     catalogue.LLAVAS.register("mini", lambda: made(llava, "LLaVA", "llava"), "mini")
     catalogue.ENCODERS.register("mini", lambda: made(student, "student", "student"))
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sf_llava.teachers.base import Teacher
 
 NAMES = (
-    "mini, open_clip:MODEL/TAG, open_clip:MODEL/FILE, transformers:ID_OR_DIR, timm:MODEL.TAG, timm:MODEL/FILE, "
+    "mini, mini-siglip, open_clip:MODEL/TAG, open_clip:MODEL/FILE, transformers:ID_OR_DIR, timm:MODEL.TAG, "
+    "timm:MODEL/FILE, timm:DIR, "
     "or the directory of a model (with config.json or open_clip_config.json)"
 )
 
@@ -25,9 +26,9 @@ def load_teacher(name: str, *, dtype: "torch.dtype | str" = "fp32", device: "str
     """Load a frozen teacher.
 
     Args:
-        name: ``mini`` (the embedded default), ``open_clip:ViT-L-14-quickgelu/openai``, ``open_clip:MODEL/FILE``,
-            ``transformers:openai/clip-vit-large-patch14``, ``transformers:DIR``,
-            ``timm:vit_base_patch16_224.augreg_in21k_ft_in1k``, ``timm:MODEL/FILE``, or a directory.
+        name: ``mini`` (the embedded default), ``mini-siglip``, ``open_clip:ViT-L-14-quickgelu/openai``,
+            ``open_clip:MODEL/FILE``, ``transformers:openai/clip-vit-large-patch14``, ``transformers:DIR``,
+            ``timm:vit_base_patch16_224.augreg_in21k_ft_in1k``, ``timm:MODEL/FILE``, ``timm:DIR``, or a directory.
         dtype: of its parameters and outputs, or its name (fp32, fp16, bf16).
         device: where it goes.
 
@@ -63,10 +64,13 @@ def _parse(name: str) -> tuple[str, str]:
 def _family_of(directory: Path) -> str:
     """Say which library a model directory belongs to; transformers where it could be either."""
     has_config = (directory / "config.json").is_file()
-    if has_config and "model_type" in read_json_object(directory / "config.json"):  # timm's has none
+    config = read_json_object(directory / "config.json") if has_config else {}
+    if "model_type" in config:  # the others' have none
         return "transformers"
     if (directory / "open_clip_config.json").is_file():
         return "open_clip"
+    if "architecture" in config:
+        return "timm"
     if has_config:
         return "transformers"  # which says what is wrong with it
     raise ValueError(f"{directory} is no teacher: neither config.json nor open_clip_config.json is in it")

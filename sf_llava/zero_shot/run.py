@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sf_llava.measure.encoders import Advance, Candidate, EncodingPass, ignore, share
 from sf_llava.measure.intervals import paired_bootstrap_interval, paired_difference_interval, wilson_interval
+from sf_llava.model.costs import count_multiply_adds
 from sf_llava.zero_shot.scoring import commonest_disagreements, label_ranks, per_class_accuracy, predicted_classes
 from sf_llava.zero_shot.task import ZeroShotTask
 
@@ -32,6 +33,7 @@ class EncoderScore:
         predictions: (N,) likeliest class.
         cosines: (N,) cosine to the first encoder's embedding.
         images_per_second: of the forward pass alone.
+        multiply_adds: of one image's embedding and, where it has a classifier, logits; None where it was not asked for.
     """
 
     encoder: Candidate
@@ -39,6 +41,7 @@ class EncoderScore:
     predictions: Tensor
     cosines: Tensor
     images_per_second: float
+    multiply_adds: int | None = None
 
     def top(self, k: int) -> float:
         """Share of images whose right class is among the first ``k``."""
@@ -73,7 +76,8 @@ class ZeroShotResult:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Give header and rows of the table: accuracies in per cent, one encoder a row."""
-        header = ["encoder", "top-1", "95 %", "top-5", "retention", "cosine", "tokens", "parameters", "images/s"]
+        header = ["encoder", "top-1", "95 %", "top-5", "retention", "cosine"]
+        header += ["tokens", "px", "parameters", "mult-adds", "images/s"]
         rows = []
         for number, score in enumerate(self.scores):
             values = self._score(score)
@@ -88,7 +92,9 @@ class ZeroShotResult:
                     f"{retention:.1%}" if number and retention is not None else "",
                     f"{score.cosines.mean():.4f}" if number else "",
                     score.encoder.tokens,
+                    str(values["image_size"]),
                     f"{score.encoder.num_parameters / 1e6:.2f} M",
+                    "" if score.multiply_adds is None else f"{score.multiply_adds / 1e9:.3g} G",
                     f"{score.images_per_second:.0f}",
                 ]
             )
@@ -106,6 +112,7 @@ class ZeroShotResult:
             "num_tokens": score.encoder.num_tokens,
             "num_parameters": score.encoder.num_parameters,
             "image_size": score.encoder.preprocessing.image_size,
+            "multiply_adds": score.multiply_adds,
             "images_per_second": round(score.images_per_second, 1),
         }
 
@@ -152,6 +159,7 @@ def evaluate_zero_shot(
     workers: int = 0,
     advance: Advance = ignore,
     state: PartialState | None = None,
+    with_costs: bool = False,
 ) -> ZeroShotResult:
     """Run the encoders over the task's images and score them.
 
@@ -163,6 +171,7 @@ def evaluate_zero_shot(
         advance: called with the number of images done after each batch.
         state: processes among which batches are dealt out; None evaluates all in this one. Batches are composed alike
             whatever the number of processes, so the scores are equal, and every process returns them.
+        with_costs: count multiply-adds too.
 
     Raises:
         ValueError: no image, or none that can be read, or embeddings hold NaN.
@@ -187,7 +196,8 @@ def evaluate_zero_shot(
     results = []
     for number, (encoder, speed) in enumerate(zip(encoders, encoding.images_per_second, strict=True)):
         ranks, predictions, cosines = (torch.cat([scores[number][i] for _, scores in batches]) for i in range(3))
-        results.append(EncoderScore(encoder, ranks, predictions, cosines, images_per_second=speed))
+        costs = count_multiply_adds(encoder.module, encoder.preprocessing.image_size) if with_costs else None
+        results.append(EncoderScore(encoder, ranks, predictions, cosines, speed, costs))
     return ZeroShotResult(task, labels[[place for places, _ in batches for place in places]], results, corrupt)
 
 

@@ -164,6 +164,15 @@ def test_tokens_are_aligned_from_images_alone_by_default_and_none_is_the_papers_
     assert (aligned.num_tunable, flat(num_truncated=5).num_tunable) == (3, None)
 
 
+def test_both_teachers_of_the_drawn_world_have_its_recipe_but_one_has_a_llava():
+    clip, siglip = flat(), flat(teacher="mini-siglip")
+    assert vars(siglip) | {"teacher": "mini"} == vars(clip)
+    asked = dict(stage="scienceqa", init_from="x", teacher="mini-siglip")
+    assert flat(**asked, align="none").data == "mini:diagrams"
+    with pytest.raises(ValueError, match="`align` llm or placed needs `llava`"):
+        flat(**asked, align="llm")
+
+
 def test_a_users_number_wins_over_the_recipe():
     config = flat(teacher="open_clip:x/y", data="folder:x", epochs=3, lr=1e-3)
     assert (config.epochs, config.steps, config.lr) == (3, None, 1e-3)

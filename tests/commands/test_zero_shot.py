@@ -12,10 +12,14 @@ import pytest
 import torch
 from transformers import AutoImageProcessor
 
+from sf_llava.bootstrap.inherit import inherit, student_config
 from sf_llava.commands.zero_shot import main as zero_shot
 from sf_llava.data import CorruptImageError, open_labelled
 from sf_llava.mini import MINI_CLIP_DIR
+from sf_llava.model import SparseFormerModel
 from sf_llava.model.v1 import SparseFormerV1Config, SparseFormerV1Model
+from sf_llava.teachers import load_teacher
+from sf_llava.teachers.timm_classifier import build_classifier, save_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,6 +49,37 @@ def test_teacher_and_student_stand_in_one_table(clip_dir, student, folder, tmp_p
     assert {"device", "torch", "transformers"} <= values["environment"].keys()
 
 
+def test_a_classifier_and_its_students_stand_in_one_table_with_costs(folder, tmp_path, monkeypatch, capsys):
+    """The paper's Table 2 in small: more latents, more pixels, all through the teacher's own classifier."""
+    torch.manual_seed(0)
+    geometry = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    vit = build_classifier(3, geometry, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0})
+    save_classifier(vit, geometry, tmp_path / "vit")
+    teacher = load_teacher(str(tmp_path / "vit"))
+    for name, latents, pixels in (("a", 4, 32), ("b", 9, 48)):
+        student = SparseFormerModel(student_config(teacher, num_latents=latents, image_size=pixels))
+        inherit(student, teacher)
+        student.save_pretrained(tmp_path / name / "encoder")
+        (tmp_path / name / "config.json").write_text(json.dumps({"teacher": str(tmp_path / "vit")}))
+    monkeypatch.chdir(tmp_path)
+    zero_shot(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu", "--workers", "0"])
+    printed = capsys.readouterr().out
+    assert "9 + CLS" in printed and "the classifier's own" in printed and "mult-adds" in printed
+    values = json.loads((tmp_path / "runs" / "zero_shot" / "results.json").read_text())
+    encoders = values["encoders"]
+    assert [encoder["name"] for encoder in encoders] == ["teacher", "a", "b"]
+    assert [(e["num_tokens"], e["image_size"]) for e in encoders] == [(16, 32), (4, 32), (9, 48)]
+    # a ViT's: patches, then a block of 17 tokens, 12 D^2 for its products and 2 T D for each token's attention
+    tokens, width = 17, 32
+    blocks = 3 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    assert encoders[0]["multiply_adds"] == 16 * 3 * 64 * width + blocks  # scored without it: the classifier
+    assert len(values["comparisons"]) == 2
+
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"teacher": "mini"}))
+    with pytest.raises(ValueError, match="the encoders are of several teachers"):
+        zero_shot(["--encoder", "a", "b", "--data", f"folder:{folder}", "--device", "cpu"])
+
+
 def test_a_sparseformer_v1_is_scored_alone_by_its_own_classifier(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = open_labelled(f"folder:{folder}")
@@ -65,8 +100,10 @@ def test_a_sparseformer_v1_is_scored_alone_by_its_own_classifier(folder, tmp_pat
         count += 1
         right += int(model(pixel_values).logits.argmax() == label)
     assert row["top1"] == right / count and row["num_tokens"] == 4
-    with pytest.raises(ValueError, match="leave out --teacher, --classes, --templates and --reduced"):
+    with pytest.raises(ValueError, match="leave out other encoders, --teacher, --classes, --templates and --reduced"):
         zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--reduced", "tome:4"])
+    with pytest.raises(ValueError, match="is scored alone"):
+        zero_shot(["--encoder", "v1", "v1", "--data", f"folder:{folder}"])
 
 
 @pytest.mark.slow
@@ -143,5 +180,7 @@ def test_an_error_is_one_sentence_on_the_command_line(tmp_path):
     answer = run("--teacher", "nobody", cwd=tmp_path)
     assert answer.returncode == 2 and "Traceback" not in answer.stderr
     assert (
-        answer.stderr.strip().splitlines()[-1].startswith("error: unknown teacher 'nobody'; expected mini, open_clip:")
+        answer.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: unknown teacher 'nobody'; expected mini, mini-siglip, open_clip:")
     )

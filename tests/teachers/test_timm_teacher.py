@@ -1,8 +1,12 @@
 """timm teachers: the library's own features and logits, CLIP towers with QuickGELU, and what is refused."""
 
+import json
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
+from tiny_models import randomise
 
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.teachers import load_teacher
@@ -99,3 +103,54 @@ def test_without_a_network_the_error_says_what_to_pass_instead(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"could not be fetched .*timm:vit_tiny_patch16_224.augreg_in21k/FILE"):
         load_teacher("timm:vit_tiny_patch16_224.augreg_in21k")
+
+
+@pytest.fixture
+def timm_dir(timm_file, tmp_path):
+    """A directory as timm's hub holds them, of a model that is built with numbers of its own."""
+    vit = randomise(timm.create_model("vit_sf_tiny", num_classes=5, init_values=0.1))
+    config = {"architecture": "vit_sf_tiny", "num_classes": 5, "model_args": {"init_values": 0.1}}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": {"tag": "ours"}}))
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    return tmp_path, vit
+
+
+def test_a_directory_of_timm_is_its_model(timm_dir, pixels):
+    directory, vit = timm_dir
+    for name in (str(directory), f"timm:{directory}"):
+        teacher = load_teacher(name)
+        torch.testing.assert_close(teacher.classify(teacher(pixels)), vit(pixels))
+        assert teacher.preprocessing == Preprocessing(24, (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9)
+
+
+def edit(directory, **values):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(architecture=7), "none of timm's: it needs `architecture`"),
+        (dict(model_args=["x"]), "and `model_args` by name"),
+        (dict(architecture="vit_bse"), "no model 'vit_bse'"),
+        (dict(architecture="hf-hub:someone/vit"), "no model 'hf-hub:someone/vit'"),
+        (dict(model_args={"checkpoint_path": "/x.pt"}), "has no checkpoint_path"),
+        (dict(model_args={"embed_dim": "wide"}), "could not build timm:vit_sf_tiny/"),
+        (dict(model_args={}), "unexpected: blocks.0.ls1.gamma"),
+        (
+            dict(architecture="vit_large_patch14_clip_224", pretrained_cfg={"tag": "openai"}),
+            "write timm:vit_large_patch14_clip_quickgelu_224/",
+        ),
+    ],
+)
+def test_a_directory_that_cannot_be_one_of_timms_says_why(timm_dir, values, message):
+    edit(timm_dir[0], **values)
+    with pytest.raises(ValueError, match=message):
+        load_teacher(f"timm:{timm_dir[0]}")
+
+
+def test_a_directory_without_weights_says_which_it_looked_for(timm_dir):
+    (timm_dir[0] / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no weights: expected model.safetensors or pytorch_model.bin"):
+        load_teacher(str(timm_dir[0]))

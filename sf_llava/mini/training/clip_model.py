@@ -1,20 +1,29 @@
 """Builds small CLIP models with transformers' classes: configuration, word tokenizer, initial weights, saving.
 
 The result of :func:`save_clip` is an ordinary directory for ``CLIPModel``, ``AutoTokenizer`` and ``AutoProcessor``.
+``siglip_model`` does the same for SigLIP.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 _SPECIAL = ("<pad>", "<start>", "<unknown>", "<end>")  # ids 0 .. 3; CLIP treats an end id of 2 in a legacy way
-_TEXT_LENGTH = 64
+TEXT_LENGTH = 64
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -32,7 +41,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         bos_token="<start>",
         unk_token="<unknown>",
         eos_token="<end>",
-        model_max_length=_TEXT_LENGTH,
+        model_max_length=TEXT_LENGTH,
         padding_side="right",
     )
 
@@ -40,12 +49,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 def build_clip(
     vocabulary_size: int, *, width: int, layers: int, head_dim: int, text_width: int, text_layers: int, projection: int
 ) -> CLIPModel:
-    """A CLIP of 64 px pictures in patches of 8, with SiLU and plain matmul attention (fastest on CPUs).
-
-    Shapes can be told apart only when attention finds neighbouring patches, so the image tower starts there: learned
-    positions are 2-D sines and cosines larger than the patches, and queries equal keys (mimetic initialisation,
-    Trockman and Kolter 2023), which makes the first attention local.
-    """
+    """A CLIP of 64 px pictures in patches of 8, with SiLU and plain matmul attention (fastest on CPUs)."""
     config = CLIPConfig(
         vision_config={
             "image_size": 64,
@@ -62,7 +66,7 @@ def build_clip(
             "intermediate_size": 4 * text_width,
             "num_hidden_layers": text_layers,
             "num_attention_heads": text_width // 64,
-            "max_position_embeddings": _TEXT_LENGTH,
+            "max_position_embeddings": TEXT_LENGTH,
             "hidden_act": "silu",
             "pad_token_id": 0,
             "bos_token_id": 1,
@@ -71,15 +75,36 @@ def build_clip(
         projection_dim=projection,
     )
     model = CLIPModel._from_config(config, attn_implementation="eager")
-    embeddings = model.vision_model.embeddings
-    with torch.no_grad():
-        embeddings.position_embedding.weight[1:] = sincos_positions(8, width)
-        embeddings.position_embedding.weight[0] = 0
-        for layer in model.vision_model.encoder.layers:
-            for rows in layer.self_attn.q_proj.weight.split(head_dim):
-                torch.nn.init.orthogonal_(rows)
-            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+    start_image_tower(model)
     return model
+
+
+def start_image_tower(model: PreTrainedModel) -> None:
+    """Start the image tower of a CLIP or SigLIP of transformers by :func:`look_nearby`."""
+    tower, heads = model.vision_model, model.config.vision_config.num_attention_heads
+    attentions = [layer.self_attn for layer in tower.encoder.layers]
+    pairs = [(attention.q_proj.weight, attention.k_proj.weight) for attention in attentions]
+    look_nearby(tower.embeddings.position_embedding.weight, pairs, heads)
+
+
+@torch.no_grad()
+def look_nearby(positions: Tensor, attentions: Iterable[tuple[Tensor, Tensor]], num_heads: int) -> None:
+    """Start a ViT in place with attention to neighbouring patches: shapes can be told apart only when it finds them.
+
+    Learned positions become 2-D sines and cosines, larger than the patches, and keys equal queries (mimetic
+    initialisation, Trockman and Kolter 2023), which makes the first attention local.
+
+    Args:
+        positions: (M, D) of M patches on a square grid, or with CLS first (1 + M, D).
+        attentions: the matrices (D, D) of queries and keys of every block.
+        num_heads: heads in each.
+    """
+    patches = sincos_positions(math.isqrt(len(positions)), positions.shape[1])
+    positions.zero_()[-len(patches) :] = patches
+    for queries, keys in attentions:
+        for rows in queries.chunk(num_heads):
+            torch.nn.init.orthogonal_(rows)
+        keys.copy_(queries)
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
@@ -108,11 +133,16 @@ def save_clip(
 
     Class names and templates for zero-shot evaluation are recorded in config.json under ``zero_shot``.
     """
-    half = CLIPModel(model.config).half()
-    half.load_state_dict(model.state_dict())
-    half.config.zero_shot = {"class_names": list(class_names), "templates": list(templates)}
-    half.save_pretrained(directory)
+    save_half(model, directory, class_names, templates)
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=list(MEAN), image_std=list(STD)
     )
     CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(directory)
+
+
+def save_half(model: PreTrainedModel, directory: Path, class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Write a model's configuration, with what zero-shot evaluation asks, and its weights in half precision."""
+    half = type(model)(model.config).half()
+    half.load_state_dict(model.state_dict())
+    half.config.zero_shot = {"class_names": list(class_names), "templates": list(templates)}
+    half.save_pretrained(directory)

@@ -1,10 +1,11 @@
-"""Trains a small CLIP: contrastive loss with several right answers, Muon on the blocks' matrices, AdamW on the rest.
+"""Trains a small CLIP or SigLIP: a loss with several right answers, Muon on the blocks' matrices, AdamW on the rest.
 
-What the two trainings (drawn world, CIFAR-10) share. A batch is a function of the step, so a run that was killed
+What the trainings (drawn world, CIFAR-10) share. A batch is a function of the step, so a run that was killed
 continues from its last checkpoint with the same numbers it would have seen.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPModel
+from transformers import CLIPModel, SiglipModel
 
 from sf_llava.mini.training.clip_model import normalise
 from sf_llava.mini.training.progress import ADVICE, Progress
+
+BLOCKS = re.compile(r"(^|\.)(layers|blocks)\.")
+"""In names of parameters: transformers' blocks, timm's."""
+LOGITS = ("logit_scale", "logit_bias")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,6 +39,7 @@ class TrainingConfig:
     adamw_lr: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.05  # share of the steps
+    logit_lr_scale: float = 1.0  # of a SigLIP's scale and bias: to ``adamw_lr``
     evaluate_every: int = 250
     save_every: int = 100
 
@@ -88,8 +94,9 @@ class DenseHead(nn.Module):
         self.labels = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, count)) for count in classes)
 
     def forward(self, hidden_states: Sequence[Tensor], targets: DenseTargets) -> dict[str, Tensor]:
-        """Weighted losses by name. hidden_states: each layer's (B, 1 + M, D), CLS first."""
-        second, third, fourth, fifth = (hidden_states[layer][:, 1:] for layer in (2, 3, 4, 5))  # [B, M, D]
+        """Weighted losses by name. hidden_states: each layer's (B, M, D), or with CLS first (B, 1 + M, D)."""
+        patches = targets.labels.shape[1]
+        second, third, fourth, fifth = (hidden_states[layer][:, -patches:] for layer in (2, 3, 4, 5))  # [B, M, D]
         losses = [
             F.cross_entropy(head(fifth).float().flatten(0, 1), targets.labels[..., kind].flatten(), ignore_index=-100)
             for kind, head in enumerate(self.labels)
@@ -111,18 +118,39 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, g
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
+def sigmoid_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, bias: Tensor, groups: Tensor) -> Tensor:
+    """SigLIP's loss (Zhai et al. 2023, Eq. 1): every pair by itself right or wrong, summed, over B pictures.
+
+    Args:
+        image_embeds, text_embeds: (B, E), not normalised.
+        scale, bias: of the logits; ``scale`` is the paper's t behind its exponential.
+        groups: (B,); a picture and a text are a right pair where theirs are equal.
+    """
+    logits = scale * F.normalize(image_embeds.float(), dim=-1) @ F.normalize(text_embeds.float(), dim=-1).T + bias
+    signs = torch.where(groups[:, None] == groups[None], 1.0, -1.0)  # [B, B]
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
 def build_optimizers(model: nn.Module, head: nn.Module | None, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the transformers' blocks, AdamW for everything else that is to be trained."""
+    """Muon for the matrices inside the transformers' blocks, AdamW for everything else that is to be trained.
+
+    Every group of parameters has its ``lr_scale``, by which its learning rate is multiplied.
+    """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    logits: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+            is_matrix = parameter.ndim == 2 and BLOCKS.search(name)
+            (matrices if is_matrix else logits if name in LOGITS else others).append(parameter)
     if head is not None:
         others += list(head.parameters())
+    groups: list[dict[str, Any]] = [{"params": others, "lr_scale": 1.0}]
+    if logits:
+        groups.append({"params": logits, "lr_scale": config.logit_lr_scale})
     return [
-        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay),
-        torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True),
+        torch.optim.Muon([{"params": matrices, "lr_scale": 1.0}], lr=config.muon_lr, weight_decay=config.weight_decay),
+        torch.optim.AdamW(groups, lr=config.adamw_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True),
     ]
 
 
@@ -134,33 +162,36 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def training_step(model: CLIPModel, head: DenseHead | None, batch: Batch) -> dict[str, Tensor]:
+def training_step(model: CLIPModel | SiglipModel, head: DenseHead | None, batch: Batch) -> dict[str, Tensor]:
     """Forward pass of one batch under bf16 autocast. ``loss`` is what to minimise, the rest is for the log."""
     with torch.autocast("cpu", torch.bfloat16):
-        vision = model.vision_model(normalise(batch.images), output_hidden_states=head is not None)
-        image_embeds = model.visual_projection(vision.pooler_output)  # [B, E]
-        text_embeds = model.text_projection(model.text_model(batch.input_ids).pooler_output)
+        vision = model.get_image_features(normalise(batch.images), output_hidden_states=head is not None)
+        text = model.get_text_features(batch.input_ids)
         dense = head(vision.hidden_states, batch.dense) if head is not None else {}
-    contrast = contrastive_loss(image_embeds, text_embeds, model.logit_scale.exp().clamp(max=100), batch.groups)
+    embeds, scale = (vision.pooler_output, text.pooler_output), model.logit_scale.exp().clamp(max=100)  # [B, E] each
+    if isinstance(model, SiglipModel):
+        contrast = sigmoid_loss(*embeds, scale, model.logit_bias, batch.groups)
+    else:
+        contrast = contrastive_loss(*embeds, scale, batch.groups)
     return {"loss": contrast + sum(dense.values()), "contrastive": contrast, **dense}
 
 
 @torch.no_grad()
 def zero_shot_accuracy(
-    model: CLIPModel, images: Tensor, labels: Tensor, prompts: list[Tensor], batch_size: int = 256
+    model: CLIPModel | SiglipModel, images: Tensor, labels: Tensor, prompts: list[Tensor], batch_size: int = 256
 ) -> float:
     """Top-1 share of ``images`` (N, 64, 64, 3) uint8; ``prompts`` holds per class the (T', T) ids of its sentences."""
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):
         weights = []
         for ids in prompts:
-            embeds = F.normalize(model.text_projection(model.text_model(ids).pooler_output).float(), dim=-1)
+            embeds = F.normalize(model.get_text_features(ids).pooler_output.float(), dim=-1)
             weights.append(F.normalize(embeds.mean(dim=0), dim=0))
         classifier = torch.stack(weights)  # [C, E]
         right = 0
         for start in range(0, len(images), batch_size):
             pixels = normalise(images[start : start + batch_size])
-            embeds = model.visual_projection(model.vision_model(pixels).pooler_output).float()
+            embeds = model.get_image_features(pixels).pooler_output.float()
             right += (embeds @ classifier.T).argmax(dim=1).eq(labels[start : start + batch_size]).sum().item()
     model.train()
     return right / len(images)
@@ -198,7 +229,8 @@ def train(
         for step in range(first_step, config.steps):
             factor = learning_rate_factor(step, config)
             for optimizer, rate in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
-                optimizer.param_groups[0]["lr"] = rate * factor
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * factor * group["lr_scale"]
             losses = step_losses(model, head, make_batch(step))
             losses["loss"].backward()
             for optimizer in optimizers:

@@ -6,17 +6,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer, CLIPModel
+from transformers import AutoProcessor, AutoTokenizer, CLIPModel, SiglipModel
 
 from sf_llava.files import write_directory
 from sf_llava.mini.training import clip_cifar10, clip_teacher
 from sf_llava.mini.training.clip_model import build_clip, build_tokenizer, normalise, save_clip, sincos_positions
-from sf_llava.mini.training.clip_training import Batch, TrainingConfig, contrastive_loss, learning_rate_factor, train
+from sf_llava.mini.training.clip_training import (
+    Batch,
+    TrainingConfig,
+    build_optimizers,
+    contrastive_loss,
+    learning_rate_factor,
+    sigmoid_loss,
+    train,
+    zero_shot_accuracy,
+)
+from sf_llava.mini.training.siglip_model import build_siglip, save_siglip
 from sf_llava.mini.world.captions import VOCABULARY
 from sf_llava.mini.world.scenes import draw_scene
 
 TINY = {"width": 64, "layers": 3, "head_dim": 32, "text_width": 64, "text_layers": 1, "projection": 16}
+TINY_SIGLIP = {"width": 64, "layers": 3, "head_dim": 32, "text_width": 32, "text_layers": 1}
 SHORT = TrainingConfig(steps=4, batch_size=4, evaluate_every=2, save_every=2)
 
 
@@ -73,6 +85,66 @@ def test_equal_captions_are_right_answers_for_each_other():
     assert wrong > together + 5
 
 
+def test_the_sigmoid_loss_is_its_definition_pair_by_pair():
+    draws = torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(4, 8, generator=draws) for _ in range(2))
+    groups, scale, bias = torch.tensor([0, 1, 0, 2]), 7.0, -3.0
+    wanted = 0.0
+    for i in range(4):
+        for j in range(4):
+            cosine = F.cosine_similarity(images[i].double(), texts[j].double(), dim=0).item()
+            sign = 1 if groups[i] == groups[j] else -1
+            wanted += np.log1p(np.exp(-sign * (scale * cosine + bias))) / 4
+    found = sigmoid_loss(images, texts, torch.tensor(scale), torch.tensor(bias), groups)
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_where_every_caption_is_another_the_sigmoid_loss_is_transformers_own():
+    torch.manual_seed(0)
+    model = build_siglip(20, **TINY_SIGLIP)
+    batch = random_batch(0)
+    ids = F.pad(batch.input_ids, (0, 59))
+    with torch.no_grad():
+        output = model(input_ids=ids, pixel_values=normalise(batch.images), return_loss=True)
+    own = sigmoid_loss(
+        output.image_embeds, output.text_embeds, model.logit_scale.exp(), model.logit_bias, torch.arange(4)
+    )
+    torch.testing.assert_close(own, output.loss)
+    assert model.logit_scale.exp().item() == pytest.approx(10) and model.logit_bias.item() == -10
+
+
+def test_a_siglip_learns_by_its_own_loss_and_goes_on_to_the_same_weights(tmp_path):
+    def run(directory, stop_before=None):
+        torch.manual_seed(0)
+        model = build_siglip(20, **TINY_SIGLIP)
+
+        def make_batch(step):
+            if step == stop_before:
+                raise KeyboardInterrupt
+            batch = random_batch(step)
+            return replace(batch, input_ids=F.pad(batch.input_ids, (0, 59)))
+
+        train(model, None, make_batch, lambda model: {}, SHORT, directory)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop_before=3)
+    parts = run(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert whole["logit_bias"] != -10 and whole["logit_scale"] != np.float32(np.log(10))  # both are learned
+
+
+def test_a_siglips_scale_and_bias_have_a_rate_of_their_own_and_every_weight_is_trained():
+    model = build_siglip(20, **TINY_SIGLIP)
+    muon, adamw = build_optimizers(model, None, replace(SHORT, logit_lr_scale=20.0))
+    others, logits = adamw.param_groups
+    assert logits["params"] == [model.logit_scale, model.logit_bias] and logits["lr_scale"] == 20
+    assert len(muon.param_groups[0]["params"]) == (3 + 1) * 6  # of blocks: query, key, value, projection, MLP
+    groups = (*muon.param_groups, others, logits)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 def test_learning_rate_warms_up_and_ends_at_zero():
     config = TrainingConfig(steps=100, batch_size=1)
     factors = [learning_rate_factor(step, config) for step in range(100)]
@@ -95,6 +167,38 @@ def test_saved_directory_loads_with_auto_classes_and_gives_the_same_embeddings(t
         theirs = loaded(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
     assert torch.allclose(ours.image_embeds, theirs.image_embeds, atol=5e-3)
     assert torch.allclose(ours.text_embeds, theirs.text_embeds, atol=5e-3)
+
+
+def test_a_saved_siglip_loads_with_auto_classes_and_gives_the_same_embeddings(tmp_path):
+    tokenizer = build_tokenizer(VOCABULARY)
+    model = build_siglip(len(tokenizer), **TINY_SIGLIP).eval()
+    write_directory(tmp_path / "siglip", lambda folder: save_siglip(model, tokenizer, folder, ["red star"], ["a {}"]))
+    loaded = SiglipModel.from_pretrained(tmp_path / "siglip", dtype=torch.float32).eval()
+    assert loaded.config.zero_shot == {"class_names": ["red star"], "templates": ["a {}"]}
+    image = draw_scene(0, 0).image
+    processor = AutoProcessor.from_pretrained(tmp_path / "siglip")
+    inputs = processor(images=Image.fromarray(image), text=["a red star"], padding="max_length", return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 64)
+    assert torch.allclose(inputs["pixel_values"], normalise(torch.from_numpy(image[None])), atol=1e-5)
+    with torch.no_grad():
+        ours, theirs = (
+            siglip(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"]) for siglip in (model, loaded)
+        )
+    assert torch.allclose(ours.image_embeds, theirs.image_embeds, atol=5e-3)
+    assert torch.allclose(ours.text_embeds, theirs.text_embeds, atol=5e-3)
+
+
+@pytest.mark.parametrize("build", [lambda: build_clip(20, **TINY), lambda: build_siglip(20, **TINY_SIGLIP)])
+def test_accuracy_while_training_is_that_of_the_models_own_features(build):
+    torch.manual_seed(1)
+    model = build().eval()
+    images = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
+    prompts = [torch.tensor([[1, word, 3] + [0] * 61]) for word in (5, 9)]
+    with torch.no_grad():
+        rows = torch.cat([model.get_text_features(ids).pooler_output for ids in prompts])
+        embeds = model.get_image_features(normalise(images)).pooler_output
+    predicted = F.cosine_similarity(embeds[:, None], rows[None], dim=2).argmax(dim=1)
+    assert zero_shot_accuracy(model, images, predicted, prompts) >= 5 / 6  # bf16 may turn a close one
 
 
 def test_tokenizer_survives_saving_and_knows_words(tmp_path):
