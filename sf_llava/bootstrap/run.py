@@ -162,11 +162,11 @@ def _lost_process_explained() -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         causes = list(_causes(error))
         lost = [cause for cause in causes if str(cause).startswith("DataLoader worker")]
-        if not lost or any(isinstance(cause, LoadingError) for cause in causes):  # which says it better
+        known = next((str(cause) for cause in causes if isinstance(cause, LoadingError)), None)  # says it better
+        if not lost or (known is not None and known in str(error)):
             raise
-        raise RuntimeError(
-            f"a data loading process ended ({lost[0]}), perhaps for want of memory: lower `workers`; {GO_ON}"
-        ) from error
+        ended = f"a data loading process ended ({lost[0]}), perhaps for want of memory: lower `workers`"
+        raise RuntimeError(f"{known or ended}; {GO_ON}") from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -115,6 +115,18 @@ def test_a_data_process_that_dies_at_any_moment_is_told_so(world, tmp_path, monk
         bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run")))
 
 
+def test_what_is_known_of_a_lost_process_is_said_also_where_torch_interrupts(world, tmp_path, monkeypatch):
+    def die(trainer):
+        try:
+            raise loading.LoadingError("data loading processes were stopped from outside: fewer `workers` need less")
+        finally:  # torch's handler of the signal runs while that is on its way
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("sf_llava.bootstrap.run._train", die)
+    with pytest.raises(RuntimeError, match=r"stopped from outside.*`workers`.*`resume`"):
+        bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "run")))
+
+
 def test_more_pixels_than_memory_are_refused(world, tmp_path):
     with pytest.raises(ValueError, match=r"1,048,576 images of 8192 pixels at once take .* GB"):
         bootstrap(BootstrapConfig.of(**settings(world, tmp_path, batch_size=2**20, image_size=8192)))
