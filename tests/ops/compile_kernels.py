@@ -27,6 +27,8 @@ from sf_llava.ops.limits import MIXING_POINTS, POINTS
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 CAPABILITIES = (80, 90, 100, 120)
+BROKEN = (100,) if triton.__version__.startswith("3.7.") else ()
+"""Capabilities for which a release of Triton stops at the bounds, in a pass of its own (docs/versions.md)."""
 INTEGERS = {"N": "i32", "H": "i32", "W": "i32"}
 FLOAT32 = ("rois", "offsets", "d_rois", "d_offsets", "pixels", "d_samples")
 PARAMETERS = ("parameters", "d_parameters", "mixed")
@@ -96,7 +98,8 @@ def some_bounds() -> Iterator[Case]:
     for capability, (size, channels) in zip(CAPABILITIES, corners, strict=True):
         dtype = {2: "fp16", 4: "fp32"}[size]
         sizes = (channels, POINTS[size][channels] - MISSING, MIXING_POINTS - MISSING)
-        yield Case("mix_backward", capability, *sizes, True, dtype, dtype)
+        if capability not in BROKEN:
+            yield Case("mix_backward", capability, *sizes, True, dtype, dtype)
 
 
 def all_bounds() -> Iterator[Case]:
