@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,8 @@ def test_kernels_compile_without_a_gpu_to_wide_loads_and_no_stack_up_to_their_bo
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     compiled = [json.loads(line) for line in result.stdout.splitlines()]
-    assert {kernel["capability"] for kernel in compiled} == {80, 90, 100, 120}
+    left_out = {100} if version("triton").startswith("3.7.") else set()  # docs/versions.md
+    assert {kernel["capability"] for kernel in compiled} == {80, 90, 100, 120} - left_out
     for kernel in compiled:
         at_bounds = kernel["mixing_points"] > 32
         assert kernel["stack"] == 0, kernel
