@@ -28,18 +28,20 @@ def count_picture_costs(
 ) -> PictureCosts:
     """Count what a LLaVA computes for one picture, with the tower that is in its place now; nothing is run.
 
-    The tower is counted whole, as transformers runs it; the prefill is the LLM's blocks over T + ``text_tokens``
-    tokens, attention as a full square, without the head. Projector and decoding are left out.
+    The tower is counted whole, as transformers runs it, for every view of a square picture; the prefill is the LLM's
+    blocks over T + ``text_tokens`` tokens, attention as a full square, without the head. Projector and decoding are left
+    out.
 
     Args:
         model: a LLaVA, not wrapped, on one device, in any precision.
         processor: its processor.
         text_tokens: of the prompt, those of the picture not counted.
     """
-    ids = encode_prompts(processor, [processor.image_token], [[Image.new("RGB", (8, 8))]])["input_ids"]
-    tokens = int((ids == model.config.image_token_id).sum())
+    inputs = encode_prompts(processor, [processor.image_token], [[Image.new("RGB", (8, 8))]])
+    tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    views = inputs["pixel_values"].shape[:-3].numel()  # several of a picture that is cut into tiles
     tower = model.model.vision_tower
-    seen = count_multiply_adds(tower, model.config.vision_config.image_size, output_hidden_states=True)
+    seen = views * count_multiply_adds(tower, model.config.vision_config.image_size, output_hidden_states=True)
     config = model.config.get_text_config()
     with torch.device("meta"):
         llm = AutoModel.from_config(config).eval()
