@@ -29,8 +29,8 @@ def count_picture_costs(
     """Count what a LLaVA computes for one picture, with the tower that is in its place now; nothing is run.
 
     The tower is counted whole, as transformers runs it, for every view of a square picture; the prefill is the LLM's
-    blocks over T + ``text_tokens`` tokens, attention as a full square, without the head. Projector and decoding are left
-    out.
+    blocks over T + ``text_tokens`` tokens, attention as a full square, without the head. Projector and decoding are
+    left out.
 
     Args:
         model: a LLaVA, not wrapped, on one device, in any precision.

@@ -9,7 +9,9 @@ from tiny_hosts import GRID, IMAGE, SIDE, TILED, VIDEO, make_host, make_host_pro
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sf_llava.llava import encode_prompts, linear_modules, load_llava, restore, swap, swapped
+from sf_llava.llava.costs import count_picture_costs
 from sf_llava.llava.tiles import LLAVA_NEXT, count_tokens, count_views, lay_flat
+from sf_llava.model.costs import count_multiply_adds
 
 N = 5
 PROMPT = "USER: <image> what is in the image ? ASSISTANT:"
@@ -199,3 +201,11 @@ def test_views_are_laid_flat_by_hand():
     assert lay_flat(views, newline).flatten().tolist() == [0, 1, 2, 3, 9, 4, 5, 9]
     assert lay_flat(views[:1], newline).flatten().tolist() == [0, 1, 9]
     assert [count_tokens(number, 2) for number in (3, 1)] == [8, 3]
+
+
+def test_the_cost_of_a_picture_counts_all_its_views(host):
+    model, processor, _ = host
+    inputs = encode_prompts(processor, ["<image>"], [[Image.new("RGB", (8, 8))]])
+    views = inputs["pixel_values"].shape[1]
+    tower = count_multiply_adds(model.model.vision_tower, SIDE, output_hidden_states=True)
+    assert views > 1 and count_picture_costs(model, processor, 3).tower == views * tower
