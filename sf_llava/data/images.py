@@ -9,14 +9,16 @@ import functools
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from sf_llava.data.rgb import reason, to_rgb
+
+Read = TypeVar("Read")
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 # Raster formats only: Pillow would hand EPS files to an external interpreter.
@@ -99,13 +101,18 @@ def decode(data: bytes, name: str) -> Image.Image:
     Raises:
         CorruptImageError: empty, truncated, not an image, too large, or broken in any way the decoder notices.
     """
+    return decode_as(to_rgb, data, name)
+
+
+def decode_as(read: Callable[[Image.Image], Read], data: bytes, name: str) -> Read:
+    """Open one encoded picture and give what ``read`` makes of it; errors as of :func:`decode`."""
     if not data:
         raise CorruptImageError(f"{name}: empty file")
     try:
         image = Image.open(io.BytesIO(data), formats=known_formats())
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-        return to_rgb(image)
+        return read(image)
     except Exception as error:  # on broken bytes decoders raise OSError, SyntaxError, struct.error, EOFError and more
         raise CorruptImageError(f"{name}: {reason(error)}") from error
 

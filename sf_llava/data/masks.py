@@ -5,15 +5,13 @@ in the loss and in every score (mmsegmentation's ``ignore_index``).
 Letters: L classes.
 """
 
-import io
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from sf_llava.data.images import MAX_PIXELS, CorruptImageError, ImageSource, known_formats
-from sf_llava.data.rgb import reason
+from sf_llava.data.images import CorruptImageError, ImageSource, decode_as
 from sf_llava.weights.fit import some
 
 IGNORED = 255
@@ -104,18 +102,14 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     Raises:
         CorruptImageError: empty, truncated, no picture, too large, or one of colours instead of numbers.
     """
-    if not data:
-        raise CorruptImageError(f"{name}: empty file")
-    try:
-        image = Image.open(io.BytesIO(data), formats=known_formats())
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-        if image.mode not in INDEX_MODES and not image.mode.startswith("I;16"):
-            raise ValueError(f"a mask of mode {image.mode} holds colours: expected the number of a class in each pixel")
-        image.load()
-        return np.asarray(image).astype(np.int64)
-    except Exception as error:  # on broken bytes decoders raise OSError, SyntaxError, struct.error, EOFError and more
-        raise CorruptImageError(f"{name}: {reason(error)}") from error
+    return decode_as(_read_numbers, data, name)
+
+
+def _read_numbers(image: Image.Image) -> np.ndarray:
+    if image.mode not in INDEX_MODES and not image.mode.startswith("I;16"):
+        raise ValueError(f"a mask of mode {image.mode} holds colours: expected the number of a class in each pixel")
+    image.load()
+    return np.asarray(image).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from sf_llava.model.cortex import CortexBlock
 from sf_llava.model.early_conv import EarlyConvolution
 from sf_llava.model.focusing import FocusingTransformer, SamplingBlock
 from sf_llava.model.image_processor import save_image_processor
+from sf_llava.model.initialisation import init_layer
 from sf_llava.model.pooling import AttentionPooling
 from sf_llava.model.rois import initial_offsets, initial_rois
 from sf_llava.ops import place_points
@@ -221,17 +222,7 @@ class SparseFormerModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module; zero-initialised heads leave RoIs and sampling grids as they start."""
-        std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            init.zeros_(module.bias)
+        init_layer(module, self.config.initializer_range)
         if isinstance(module, FocusingTransformer):
             init.copy_(module.initial_rois, initial_rois(self.config.num_latents))
             init.trunc_normal_(module.latent_embedding, std=1.0)

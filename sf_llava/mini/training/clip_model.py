@@ -7,6 +7,7 @@ The result of :func:`save_clip` is an ordinary directory for ``CLIPModel``, ``Au
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -50,33 +51,39 @@ def build_clip(
     vocabulary_size: int, *, width: int, layers: int, head_dim: int, text_width: int, text_layers: int, projection: int
 ) -> CLIPModel:
     """A CLIP of 64 px pictures in patches of 8, with SiLU and plain matmul attention (fastest on CPUs)."""
-    config = CLIPConfig(
-        vision_config={
-            "image_size": 64,
-            "patch_size": 8,
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // head_dim,
-            "hidden_act": "silu",
-        },
-        text_config={
-            "vocab_size": vocabulary_size,
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_width // 64,
-            "max_position_embeddings": TEXT_LENGTH,
-            "hidden_act": "silu",
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 3,
-        },
-        projection_dim=projection,
-    )
+    vision, text = shape_towers(vocabulary_size, width, layers, head_dim, text_width, text_layers, text_width // 64)
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)
     model = CLIPModel._from_config(config, attn_implementation="eager")
     start_image_tower(model)
     return model
+
+
+def shape_towers(
+    vocabulary_size: int, width: int, layers: int, head_dim: int, text_width: int, text_layers: int, text_heads: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the fields of both towers, image and text, that CLIP's and SigLIP's configurations share."""
+    vision = {
+        "image_size": 64,
+        "patch_size": 8,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // head_dim,
+        "hidden_act": "silu",
+    }
+    text = {
+        "vocab_size": vocabulary_size,
+        "hidden_size": text_width,
+        "intermediate_size": 4 * text_width,
+        "num_hidden_layers": text_layers,
+        "num_attention_heads": text_heads,
+        "max_position_embeddings": TEXT_LENGTH,
+        "hidden_act": "silu",
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
+    }
+    return vision, text
 
 
 def start_image_tower(model: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -310,10 +311,24 @@ def train_llava(
     pool = draw_pool(model, min(POOL, config.steps * config.batch_size))
     fit_projector(model, pool.features[:1000])
     packer = Packer(processor)
+    return train_and_save(
+        model, processor, lambda step: make_batch(step, packer, pool, config), config, run_dir, measure
+    )
+
+
+def train_and_save(
+    model: Any,
+    processor: Any,
+    batches: Callable[[int], QuestionBatch],
+    config: TrainingConfig,
+    run_dir: Path,
+    measure: Measure,
+) -> dict[str, float]:
+    """Train a LLaVA on the batches of each step, save ``run_dir/llava``; arguments and result as above."""
     seconds = train(
         model,
         build_head(model),
-        lambda step: make_batch(step, packer, pool, config),
+        batches,
         lambda model: measure(model, processor, "validation"),
         config,
         run_dir,

@@ -16,7 +16,7 @@ from transformers import (
     SiglipProcessor,
 )
 
-from sf_llava.mini.training.clip_model import MEAN, STD, TEXT_LENGTH, save_half, start_image_tower
+from sf_llava.mini.training.clip_model import MEAN, STD, save_half, shape_towers, start_image_tower
 
 FIRST_SCALE, FIRST_BIAS = 10.0, -10.0
 """Of the pairs' logits when training begins (Zhai et al. 2023, Sec. 3.2)."""
@@ -29,30 +29,9 @@ def build_siglip(
 
     Its embeddings are as wide as the image tower. Texts of up to 64 tokens are padded to 64 without a mask.
     """
-    config = SiglipConfig(
-        vision_config={
-            "image_size": 64,
-            "patch_size": 8,
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": width // head_dim,
-            "hidden_act": "silu",
-        },
-        text_config={
-            "vocab_size": vocabulary_size,
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text_width // head_dim,
-            "max_position_embeddings": TEXT_LENGTH,
-            "hidden_act": "silu",
-            "projection_size": width,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 3,
-        },
-    )
+    heads = text_width // head_dim
+    vision, text = shape_towers(vocabulary_size, width, layers, head_dim, text_width, text_layers, heads)
+    config = SiglipConfig(vision_config=vision, text_config=text | {"projection_size": width})
     model = SiglipModel._from_config(config, attn_implementation="eager")
     start_image_tower(model)
     with torch.no_grad():

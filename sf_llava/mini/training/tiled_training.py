@@ -14,13 +14,11 @@ from tqdm import tqdm
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from sf_llava.files import write_directory, write_json
 from sf_llava.llava.loading import load_llava
 from sf_llava.mini import MINI_LLAVA_DIR
 from sf_llava.mini.questions.mosaics import SIDE, draw_mosaic, join, mosaic_problems
-from sf_llava.mini.training.clip_training import TrainingConfig, train
-from sf_llava.mini.training.llava_model import save_llava
-from sf_llava.mini.training.llava_training import Measure, Packer, QuestionBatch, build_head, training_losses
+from sf_llava.mini.training.clip_training import TrainingConfig
+from sf_llava.mini.training.llava_training import Measure, Packer, QuestionBatch, train_and_save
 from sf_llava.mini.world.canvas import IMAGE_SIZE, Scene
 from sf_llava.scienceqa.problems import ask, explain
 
@@ -112,16 +110,6 @@ def train_tiled(config: TrainingConfig, run_dir: Path, measure: Measure) -> dict
     pool = draw_pool(model, processor, min(POOL, config.steps * config.batch_size))
     picture = processor(images=join(pool.scenes[0]), text=processor.image_token, return_tensors="pt")["input_ids"]
     packer = Packer(processor, int((picture == processor.image_token_id).sum()))
-    seconds = train(
-        model,
-        build_head(model),
-        lambda step: make_batch(step, packer, pool, config.batch_size),
-        lambda model: measure(model, processor, "validation"),
-        config,
-        run_dir,
-        training_losses,
+    return train_and_save(
+        model, processor, lambda step: make_batch(step, packer, pool, config.batch_size), config, run_dir, measure
     )
-    results = measure(model, processor, "test") | {"seconds": round(seconds)}
-    write_directory(run_dir / "llava", lambda directory: save_llava(model, processor, directory))
-    write_json(run_dir / "results.json", results)
-    return results

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from sf_llava.model.cortex import TransformerBlock
 from sf_llava.model.early_conv import EarlyConvolution
 from sf_llava.model.image_processor import save_image_processor
+from sf_llava.model.initialisation import init_layer
 from sf_llava.model.precision import KeepsFloat32, empty_float32
 from sf_llava.model.rois import initial_offsets, initial_rois
 from sf_llava.model.sparseformer import SparseFormerOutput
@@ -116,17 +117,8 @@ class SparseFormerV1Model(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module; zero-initialised heads leave RoIs and sampling grids as they start."""
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            init.zeros_(module.bias)
-        elif isinstance(module, FocusingTransformer):
+        init_layer(module, self.config.initializer_range)
+        if isinstance(module, FocusingTransformer):
             low, high = initial_rois(self.config.num_latents).chunk(2, dim=1)
             time = low.new_zeros(len(low), self.config.num_axes - 2)  # in clips a RoI starts with all frames
             init.copy_(module.initial_rois, torch.cat([low, time, high, time + 1], dim=1))
