@@ -94,6 +94,11 @@ class StudentConfig:
     """What the student is built like, and from what."""
 
     init_from: str | None = _flag(None, "run or encoder directory to continue from")
+    reduce: str | None = _flag(
+        None,
+        "in place of a SparseFormer tune the teacher's own blocks with R tokens fewer in each: tome:R, diffrate:R "
+        "(Table 4, by the same loss, pictures and steps)",
+    )
     num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches", LATENTS)
     elastic: str | None = _flag(
         None,

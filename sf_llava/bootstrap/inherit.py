@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sf_llava.configuration import SparseFormerConfig
+from sf_llava.measure.tuned import Student, TunedTeacher
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.rois import initial_rois
 from sf_llava.teachers.base import Teacher
@@ -146,14 +147,12 @@ def inherit(student: SparseFormerModel, teacher: Teacher, reuse_blocks: bool = T
     head.load_state_dict(teacher.head_state_dict(), strict=True)
 
 
-def set_trainable(
-    student: SparseFormerModel, teacher: Teacher, num_tunable: int | None, reuse_blocks: bool
-) -> Inheritance:
+def set_trainable(student: Student, teacher: Teacher, num_tunable: int | None, reuse_blocks: bool) -> Inheritance:
     """Freeze the ending blocks and everything after them; leave the focusing part and the tunable blocks trainable.
 
     Args:
         student: changed in place (``requires_grad``).
-        teacher: tells N, of which a third is tunable by default.
+        teacher: tells N, of which a third is tunable by default, and all where it is given fewer tokens itself.
         num_tunable: leading cortex blocks to tune; ignored without ``reuse_blocks``, where all blocks train.
         reuse_blocks: whether the cortex holds inherited weights.
 
@@ -161,16 +160,18 @@ def set_trainable(
         ValueError: more tunable blocks than the cortex has.
     """
     num_blocks = student.config.num_hidden_layers
-    if not reuse_blocks:
+    if not reuse_blocks or (num_tunable is None and isinstance(student, TunedTeacher)):
         num_tunable = num_blocks
     elif num_tunable is None:
         num_tunable = min(teacher.num_hidden_layers // 3, num_blocks)
     if not 0 <= num_tunable <= num_blocks:
         raise ValueError(f"{num_tunable} tunable blocks: the cortex has {num_blocks}")
     student.requires_grad_(True)
-    if student.config.num_latents_range is not None:  # all numbers of latents start on the balanced grid
-        student.focusing.initial_rois.requires_grad_(False)
     frozen = [*student.cortex[num_tunable:], *(getattr(student, n) for n in HEAD_MODULES if hasattr(student, n))]
+    if isinstance(student, TunedTeacher):
+        frozen.append(student.teacher)
+    elif student.config.num_latents_range is not None:  # all numbers of latents start on the balanced grid
+        student.focusing.initial_rois.requires_grad_(False)
     for module in frozen:
         module.requires_grad_(False)
     tunable = sum(p.numel() for p in student.cortex[:num_tunable].parameters())
@@ -182,23 +183,24 @@ def set_trainable(
         reused=reuse_blocks,
         new_parameters=trainable - tunable,
         tunable_parameters=tunable,
-        frozen_parameters=sum(p.numel() for p in student.parameters()) - trainable,
+        frozen_parameters=student.num_parameters() - trainable,
     )
 
 
 def parameter_groups(
-    student: SparseFormerModel, lr: float, inherited_scale: float, weight_decay: float, reused: bool
+    student: Student, lr: float, inherited_scale: float, weight_decay: float, reused: bool
 ) -> list[dict]:
     """Split trainable parameters by inheritance and weight decay (vectors, RoIs and embeddings are not decayed).
 
     Each group carries ``peak_lr`` and ``inherited`` for the schedule. With ``reused`` the cortex counts as inherited.
     """
+    inherited_ones = set(map(id, student.cortex.parameters())) if reused else set()
     not_decayed = ("initial_rois", "stage_embedding", "latent_embedding", "cls_token")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and not name.endswith(not_decayed)
-            groups.setdefault((reused and name.startswith("cortex."), decayed), []).append(parameter)
+            groups.setdefault((id(parameter) in inherited_ones, decayed), []).append(parameter)
     return [
         {
             "params": parameters,

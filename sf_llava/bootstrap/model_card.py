@@ -4,7 +4,7 @@ from typing import Any
 
 from sf_llava.bootstrap.config import BootstrapConfig
 
-CARD = """---
+SPARSEFORMER = """---
 library_name: transformers
 tags: [sparseformer, vision-encoder]
 ---
@@ -18,7 +18,22 @@ from sf_llava import SparseFormerModel
 encoder = SparseFormerModel.from_pretrained(".")
 embeds = encoder(pixel_values).image_embeds   # pixel_values: (B, 3, {size}, {size}), mean {mean}, std {std}
 ```
+"""
 
+TUNED = """# {teacher} with fewer tokens, {reduction}, tuned for it
+
+Reads a {size} px image, of whose {teacher_tokens} patches {latents} are left in the end. Made by `sf_llava` without
+labels: the teacher's blocks are tuned so that the final embedding is the whole teacher's. They need it beside them.
+
+```python
+from sf_llava.measure.tuned import load_tuned
+from sf_llava.teachers import load_teacher
+encoder = load_tuned(".", load_teacher("{teacher}"))
+embeds = encoder(pixel_values).image_embeds   # pixel_values: (B, 3, {size}, {size}), mean {mean}, std {std}
+```
+"""
+
+TABLE = """
 | | |
 |---|---|
 | stage | {stage}{init} |
@@ -43,7 +58,9 @@ def model_card(config: BootstrapConfig, results: dict[str, Any], mean: tuple, st
             f"{second['top1']:.2%} (teacher {first['top1']:.2%}) |\n"
         )
     inheritance = results["inheritance"]
-    return CARD.format(
+    card = (SPARSEFORMER if config.student.reduce is None else TUNED) + TABLE
+    return card.format(
+        reduction=config.student.reduce,
         latents=student["tokens"],
         teacher=config.run.teacher,
         teacher_tokens=teacher["tokens"],

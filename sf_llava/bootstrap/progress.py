@@ -70,14 +70,15 @@ class Progress:
             self.bar.write(f"step {step}: {self.pace.advice()}")
         self.pace.restart()
 
-    def validated(self, step: int, scores: dict[str, float], picture: bytes) -> None:
-        """Tell what a validation found, and where the student looks."""
+    def validated(self, step: int, scores: dict[str, float], picture: bytes | None) -> None:
+        """Tell what a validation found, and where the student looks, if it has RoIs."""
         if not self.is_main:
             return
         self.run.log({"step": step, **scores})
         self._track(step, scores)
         self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        files.write_bytes(self.run.path / "rois" / f"step-{step:07d}.png", picture)
+        if picture is not None:
+            files.write_bytes(self.run.path / "rois" / f"step-{step:07d}.png", picture)
 
     def _track(self, step: int, record: dict[str, float]) -> None:
         self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=step)

@@ -48,7 +48,7 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     stage = asked.get("stage", "mini" if teacher in MINI_TEACHERS else "imagenet")
     if stage not in RECIPES:
         raise ValueError(f"`stage` {stage!r} is unknown; valid: {', '.join(RECIPES)}")
-    align = asked.get("align", FROM_IMAGES)
+    align = asked.get("align", {} if "reduce" in asked else FROM_IMAGES)
     asks = asks_llm(align)
     recipe = dict(RECIPES[stage])
     if stage == "mini" and align:
@@ -59,6 +59,9 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
             recipe |= dict(data="mini:diagrams", steps=220)
         if stage == "scienceqa" and asks:
             recipe |= MINI_LLM_RECIPE
+    if "reduce" in asked:
+        _check_reduction(asked, align)
+        recipe |= dict(warmup_steps=0)  # there is nothing new for which inherited weights would have to wait
     for names in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         if asked.keys() & set(names):
             recipe = {name: value for name, value in recipe.items() if name not in names}
@@ -77,6 +80,15 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     if stage in ("continue", "scienceqa") and "init_from" not in values:
         raise ValueError(f"`stage` {stage} continues a student: give its run or encoder with `init_from`")
     return values
+
+
+def _check_reduction(asked: Mapping[str, Any], align: Mapping[str, float]) -> None:
+    """Refuse what is about a SparseFormer where the student is the teacher with fewer tokens."""
+    others = ("init_from", "num_latents", "elastic", "image_size", "num_truncated", "reuse_weights", "attention")
+    if idle := [name for name in (*others, "gradient_checkpointing") if name in asked]:
+        raise ValueError(f"`{idle[0]}` has no use with `reduce`: its student is the whole teacher with fewer tokens")
+    if align:
+        raise ValueError("`reduce` is trained by its embedding alone: leave out `align`, whose losses are on latents")
 
 
 def _check_alignment(asked: Mapping[str, Any], values: Mapping[str, Any], asks: bool) -> None:

@@ -30,10 +30,10 @@ from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.loading import LoadingError
 from sf_llava.data.names import find_stream
 from sf_llava.devices import choose_precision
-from sf_llava.measure.encoders import student_candidate, teacher_candidate
-from sf_llava.model import SparseFormerModel
-from sf_llava.model.costs import count_multiply_adds, count_parameters
-from sf_llava.model.loading import load_encoder
+from sf_llava.measure.encoders import Candidate, teacher_candidate
+from sf_llava.measure.setup import load_candidate
+from sf_llava.measure.tuned import Student, TunedTeacher
+from sf_llava.model.costs import count_multiply_adds
 from sf_llava.report import environment
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
@@ -114,7 +114,7 @@ def _bootstrap(
     trained = accelerator.unwrap_model(trainer.student)
     with files.writing(run.encoder):
         files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
-    saved = load_encoder(run.encoder, dtype=dtype, device=accelerator.device)
+    saved = load_candidate(run.encoder, teacher)
     results = {
         "encoders": costs,
         **scores,
@@ -217,9 +217,10 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     )
 
 
-def measure_costs(teacher: Teacher, student: SparseFormerModel) -> list[dict[str, Any]]:
+def measure_costs(teacher: Teacher, student: Student) -> list[dict[str, Any]]:
     """Count visual tokens, parameters and multiply-adds (of all tokens through all blocks) of teacher and student."""
     image_size = student.config.image_size
+    everything = {} if isinstance(student, TunedTeacher) else {"output_hidden_states": True}
     return [
         {
             "name": "teacher",
@@ -233,21 +234,18 @@ def measure_costs(teacher: Teacher, student: SparseFormerModel) -> list[dict[str
             "name": "student",
             "tokens": student.config.num_latents,
             "cls": student.config.use_cls,
-            "parameters": count_parameters(student),
-            "multiply_adds": count_multiply_adds(student, image_size, output_hidden_states=True),
+            "parameters": student.num_parameters(),
+            "multiply_adds": count_multiply_adds(student, image_size, **everything),
             "image_size": image_size,
         },
     ]
 
 
-def measure_zero_shot(
-    data: BootstrapData, teacher: Teacher, student: SparseFormerModel, workers: int
-) -> dict[str, Any] | None:
+def measure_zero_shot(data: BootstrapData, teacher: Teacher, student: Candidate, workers: int) -> dict[str, Any] | None:
     """Score teacher and student on all validation images, where their classes are known."""
     if data.task is None:
         return None
-    encoders = [teacher_candidate(teacher), student_candidate(student, teacher)]
-    return evaluate_zero_shot(data.task, encoders, workers=workers).to_dict()
+    return evaluate_zero_shot(data.task, [teacher_candidate(teacher), student], workers=workers).to_dict()
 
 
 def peak_memory_gb(device: torch.device) -> float:

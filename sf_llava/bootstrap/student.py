@@ -6,18 +6,21 @@ import torch
 
 from sf_llava.bootstrap.config import StudentConfig
 from sf_llava.bootstrap.inherit import check_fits, check_head, inherit, resize, student_config
+from sf_llava.measure.tuned import Student, TunedTeacher
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.loading import load_encoder
 from sf_llava.model.rois import initial_rois
 from sf_llava.teachers.base import Teacher
 
 
-def make_student(config: StudentConfig, teacher: Teacher, on_cpu: bool) -> SparseFormerModel:
+def make_student(config: StudentConfig, teacher: Teacher, on_cpu: bool) -> Student:
     """Build the student in float32 at the asked size, for training on a CPU or elsewhere.
 
     Raises:
         ValueError: ``init_from`` holds no whole encoder, or the student does not fit the teacher.
     """
+    if config.reduce is not None:
+        return TunedTeacher(teacher, config.reduce)
     if config.init_from is None:
         shape = student_config(teacher, config.num_latents, config.image_size, config.num_truncated)
         student = SparseFormerModel(shape)

@@ -30,7 +30,7 @@ from sf_llava.bootstrap.validation import Validator, resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
 from sf_llava.data.streaming import BootstrapStream
-from sf_llava.model import SparseFormerModel
+from sf_llava.measure.tuned import Student
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.compiled import compile_frozen, pays
 
@@ -59,7 +59,7 @@ class Trainer:
         config: OptimiserConfig,
         running: RunConfig,
         accelerator: Accelerator,
-        student: SparseFormerModel,
+        student: Student,
         reused: bool,
         teacher: Teacher,
         images: BootstrapImages | BootstrapStream,
@@ -207,8 +207,9 @@ class Trainer:
         reduced = self.accelerator.reduce(means, "mean").tolist()
         scores = dict(zip(self.objective.names, reduced, strict=True))
         self._check_finite(scores)
-        new = max((group["lr"] for group in self.optimizer.param_groups if not group["inherited"]), default=0.0)
-        progress.log(self.step, scores, new)
+        groups = self.optimizer.param_groups
+        new = [group for group in groups if not group["inherited"]] or groups  # a teacher with fewer tokens has none
+        progress.log(self.step, scores, max(group["lr"] for group in new))
 
     def _check_finite(self, scores: dict[str, float]) -> None:
         """Stop before numbers that are not finite are validated or kept.

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from sf_llava.data import ImageSource
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
+from sf_llava.measure.tuned import TunedTeacher
 from sf_llava.teachers.base import Teacher
 from sf_llava.visualize import focus_sheet, pictures_from_pixels
 from sf_llava.zero_shot.task import ZeroShotTask
@@ -89,8 +90,10 @@ class Validator:
         return scores
 
     @torch.no_grad()
-    def draw(self, student: nn.Module) -> bytes:
-        """Draw where the student looks on the first validation images, as a PNG file."""
+    def draw(self, student: nn.Module) -> bytes | None:
+        """Draw where the student looks on the first validation images, as a PNG file; None where it has no RoIs."""
+        if isinstance(self.accelerator.unwrap_model(student), TunedTeacher):
+            return None
         pixel_values = self.images.images.pixel_values(self.images.indices[:NUM_DRAWN])
         pixel_values = resize_pixels(pixel_values.to(self.accelerator.device), self.student_size)
         student.eval()

@@ -21,11 +21,18 @@ Through a LLaVA's frozen LLM more is kept, for more time; and one encoder serves
     ... --stage scienceqa --init-from runs/sf-l-64 --align set+llm+placed --llava DIR --questions DIR
     ... --num-latents 64 --elastic 16-196
 
+In place of a SparseFormer, the teacher itself with fewer tokens, tuned by the same loss, pictures and steps (Table 4; a
+zero-shot table of both: sf-llava zero-shot --encoder runs/sf-b-49 runs/tome-16 --reduced tome:16):
+
+    ... --reduce tome:16 --output runs/tome-16
+
 A killed run goes on with --resume, to the same numbers. Where training has diverged or does not fit into memory,
 --resume may come with another --lr, --clip-norm, --dtype or --micro-batch-size. Expected: a run directory with
 log.jsonl, tensorboard/, rois/ (pictures of where the student looks), encoder/ (for `from_pretrained`), results.json,
 and a table of teacher beside student.
 """
+
+from pathlib import Path
 
 from sf_llava import cli
 
@@ -77,4 +84,6 @@ def print_results(results: dict, output: str) -> None:
         f"{results['peak_memory_gb']:.1f} GB, {results['dtype']}, seed {results['seed']}, on "
         f"{results['environment']['device']}; {len(results['skipped_images'])} unreadable images skipped"
     )
-    print(f"encoder   {output}/encoder (from_pretrained)\npictures  {output}/rois\nlog       {output}/log.jsonl")
+    print(f"encoder   {output}/encoder\nlog       {output}/log.jsonl")
+    if (pictures := Path(output) / "rois").exists():
+        print(f"pictures  {pictures}")

@@ -11,6 +11,8 @@
     sf-llava zero-shot --reduced tome:4 tome:8 diffrate:4 diffrate:8
         beside them the teacher with 4 or 8 tokens fewer in every block, off the shelf, and a plot of accuracy over
         multiply-adds and over speed (paper, Table 4: ViT-B/16 84.6, with ToMe at 16 80.4, SF-B with 80 tokens 83.4)
+    sf-llava zero-shot --encoder runs/sf-b-80 runs/tome-16 --reduced tome:16 --speed 1 32
+        the same tuned (sf-llava bootstrap --reduce tome:16), off the shelf and as a SparseFormer, each timed in turn
     sf-llava zero-shot --encoder runs/sf-b-49 runs/sf-b-80 runs/sf-b-80-320 --data folder:/data/imagenet/val
         the paper's Table 2: a classification teacher (timm's AugReg) and its students, each through its own classifier
         (ViT-B/16 84.6, SF-B with 49 tokens 82.5, with 80 83.4, at 320 px 83.7)
@@ -60,6 +62,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="KIND:R",
         help="the teacher with R tokens fewer in every block: tome:R, diffrate:R",
     )
+    parser.add_argument(
+        "--speed",
+        nargs="+",
+        type=cli.BATCH,
+        default=[],
+        metavar="N",
+        help="time all forward passes apart, in turn, on N pictures at once (on a CPU: its processor time)",
+    )
     cli.add_flags(parser, "teacher", "output", "cache", "limit", "seed", output="runs/zero_shot")
     cli.add_flags(parser, "batch-size", "device", "dtype", "workers", batch_size=64)
     return cli.parse(parser, argv)
@@ -72,6 +82,7 @@ def main(argv: list[str]) -> None:
     import transformers
     from accelerate import PartialState
 
+    from sf_llava.benchmark.candidates import time_candidates
     from sf_llava.data import open_labelled
     from sf_llava.data.loading import choose_workers
     from sf_llava.devices import choose_device, choose_precision
@@ -123,7 +134,8 @@ def main(argv: list[str]) -> None:
         )
     if PartialState().is_main_process:
         settings = vars(arguments) | {"teacher": teacher_name, "encoder": names, "device": device.type}
-        report(result, settings, time.perf_counter() - started)
+        speeds = time_candidates(encoders, arguments.speed)
+        report(result, speeds, settings, time.perf_counter() - started)
 
 
 def open_v1(
@@ -161,8 +173,15 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -> None:
-    """Print the table and what a reader should know beside it; write the JSON file."""
+def report(result: "ZeroShotResult", speeds: list[dict[str, Any]], settings: dict[str, Any], seconds: float) -> None:
+    """Print the table and what a reader should know beside it; write the JSON file.
+
+    Args:
+        result: of all encoders.
+        speeds: of each, by batch size, where they were timed apart.
+        settings: of the command.
+        seconds: that it took.
+    """
     import transformers
     from accelerate import PartialState
 
@@ -177,6 +196,14 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
         origin += f", prompts: {len(values['templates'])}"
     counts = f"{values['num_images']:,} images, {values['num_classes']:,} classes ({origin})"
     print_table(f"{settings['teacher'] or settings['encoder'][0]} on {settings['data']}: {counts}", *result.table())
+    for encoder, own in zip(values["encoders"], speeds, strict=True):
+        encoder["speed"] = own
+    if sizes := settings["speed"]:
+        rows = [
+            [encoder["name"], *(f"{one['images_per_second']:.1f} ± {one['spread']:.0%}" for one in own.values())]
+            for encoder, own in zip(values["encoders"], speeds, strict=True)
+        ]
+        print_table("images/s of the forward pass, in turn", ["encoder", *(f"batch {n}" for n in sizes)], rows)
     for comparison in values["comparisons"]:
         low, high = (100 * bound for bound in comparison["top1_difference_interval"])
         print(
@@ -206,33 +233,7 @@ def report(result: "ZeroShotResult", settings: dict[str, Any], seconds: float) -
     write_json(path, values | {"settings": settings, "environment": machine, "seconds": round(seconds, 1)})
     print(f"written to {path}")
     if settings["reduced"]:
-        draw(values["encoders"], path.with_suffix(".png"), where)
+        from sf_llava.zero_shot.plot import plot_costs
+
+        plot_costs(values["encoders"], path.with_suffix(".png"), where)
         print(f"and {path.with_suffix('.png')}")
-
-
-def draw(encoders: list[dict[str, Any]], path: Path, where: str) -> None:
-    """Plot accuracy over multiply-adds and over speed, a line for every kind of reduction."""
-    from matplotlib.figure import Figure
-
-    from sf_llava.report import save_figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    kinds = dict.fromkeys(encoder["name"].partition(":")[0] for encoder in encoders)
-    for axes, name, scale, label in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("multiply_adds", "images_per_second"),
-        (1e9, 1),
-        ("G multiply-adds of one image", f"images/s\n{where}"),
-        strict=True,
-    ):
-        for kind in kinds:
-            line = [encoder for encoder in encoders if encoder["name"].partition(":")[0] == kind]
-            places = [encoder[name] / scale for encoder in line]
-            axes.plot(places, [100 * encoder["top1"] for encoder in line], "o-", label=kind)
-            for place, encoder in zip(places, line, strict=True):
-                tokens = str(encoder["num_tokens"])
-                axes.annotate(tokens, (place, 100 * encoder["top1"]), xytext=(4, -10), textcoords="offset points")
-        axes.set(xlabel=label, ylabel="top-1 (%)")
-        axes.label_outer()
-    axes.legend(title="numbers: tokens left")
-    save_figure(figure, path)

@@ -3,6 +3,8 @@
 Letters: B images, T tokens (CLS first), M patches, N tokens that stay (CLS not counted), D width, A heads.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,7 +40,6 @@ class ReducedTeacher(nn.Module):
         """Run all blocks on (B, 1 + M, D) tokens: (B, 1 + N, D)."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed (B, 3, S, S) pixels: (B, E), not normalised."""
         tokens = self.run_blocks(self.teacher.embed(pixel_values.to(self.teacher.dtype)))
@@ -65,8 +66,16 @@ class PooledTeacher(ReducedTeacher):
         return tokens
 
 
-class _CompressedTeacher(ReducedTeacher):
-    """Fewer tokens in every block, between attention and MLP, by attention that counts what each token stands for."""
+class CompressedTeacher(ReducedTeacher):
+    """Fewer tokens in every block, between attention and MLP, by attention that counts what each token stands for.
+
+    Attributes:
+        blocks: of its own, one for each of the teacher's, where they are to be tuned; None where it runs the teacher's.
+    """
+
+    def __init__(self, teacher: Teacher, num_tokens: int) -> None:
+        super().__init__(teacher, num_tokens)
+        self.blocks: nn.ModuleList | None = None
 
     def compress(self, index: int, tokens: Tensor, sizes: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Leave fewer tokens in one block; a subclass says which.
@@ -83,13 +92,21 @@ class _CompressedTeacher(ReducedTeacher):
         raise NotImplementedError
 
     def run_blocks(self, tokens: Tensor) -> Tensor:
+        if self.blocks is not None:  # trained in float32, whatever the teacher is in
+            tokens = tokens.to(next(self.blocks.parameters()).dtype)
         sizes = tokens.new_ones(tokens.shape[:2])
         for index in range(self.teacher.num_hidden_layers):
             tokens, sizes = self._run_block(index, tokens, sizes)
         return tokens
 
+    def _weights(self, index: int) -> Mapping[str, Tensor]:
+        """Give a block's weights under their canonical names."""
+        if self.blocks is None:
+            return self.teacher.block_state_dict(index)
+        return dict(self.blocks[index].named_parameters())
+
     def _run_block(self, index: int, tokens: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        block = self.teacher.block_state_dict(index)
+        block = self._weights(index)
 
         def layer(name: str, x: Tensor) -> Tensor:
             weight, bias = block[f"{name}.weight"], block[f"{name}.bias"]
@@ -107,7 +124,7 @@ class _CompressedTeacher(ReducedTeacher):
         return tokens + layer("mlp.fc2", activation(layer("mlp.fc1", layer("norm2", tokens)))), sizes
 
 
-class MergedTeacher(_CompressedTeacher):
+class MergedTeacher(CompressedTeacher):
     """Merge the most similar tokens a little in every block, as ToMe does.
 
     Unlike ToMe's constant number, a constant share of the tokens is merged in every block, so that any N is reached.
@@ -146,7 +163,7 @@ class ToMeTeacher(MergedTeacher):
         return self.counts[index + 1]
 
 
-class DiffRateTeacher(_CompressedTeacher):
+class DiffRateTeacher(CompressedTeacher):
     """Prune and merge by class attention, with rates given for every block: DiffRate's inference.
 
     Args:
@@ -173,7 +190,7 @@ class DiffRateTeacher(_CompressedTeacher):
 REDUCTIONS = ("tome", "diffrate")
 
 
-def reduce_teacher(teacher: Teacher, name: str) -> ReducedTeacher:
+def reduce_teacher(teacher: Teacher, name: str) -> CompressedTeacher:
     """Take R tokens away in every block of a teacher.
 
     Args:
@@ -204,4 +221,5 @@ def reduced_candidate(name: str, module: ReducedTeacher) -> Candidate:
     def read(embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         return embeds, teacher.classify(embeds) if teacher.num_classes else None
 
-    return Candidate(name, module, read, teacher.preprocessing, module.num_tokens, teacher.num_parameters())
+    about = module.num_tokens, teacher.num_parameters(), True, name.partition(":")[0]
+    return Candidate(name, module, read, teacher.preprocessing, *about)

@@ -40,6 +40,7 @@ class Candidate:
         num_tokens: visual tokens an LLM would receive (CLS not counted).
         num_parameters: of the image tower with its head.
         use_cls: whether it has CLS beside these tokens.
+        kind: those of one kind are a line of a plot.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Candidate:
     num_tokens: int
     num_parameters: int
     use_cls: bool = True
+    kind: str = "teacher"
 
     @property
     def tokens(self) -> str:
@@ -86,8 +88,8 @@ def student_candidate(student: SparseFormerModel, teacher: Teacher, name: str = 
         teacher.preprocessing, image_size=config.image_size, mean=config.image_mean, std=config.image_std
     )
     num_parameters = sum(parameter.numel() for parameter in student.parameters())
-    counts = config.num_latents, num_parameters
-    return Candidate(name, student, lambda out: (out.image_embeds, out.logits), preprocessing, *counts, config.use_cls)
+    about = config.num_latents, num_parameters, config.use_cls, "SparseFormer"
+    return Candidate(name, student, lambda out: (out.image_embeds, out.logits), preprocessing, *about)
 
 
 def v1_candidate(model: SparseFormerV1Model) -> Candidate:
@@ -107,9 +109,9 @@ def v1_candidate(model: SparseFormerV1Model) -> Candidate:
         config.crop_fraction,
         config.resize_mode,
     )
-    counts = config.num_latents, sum(parameter.numel() for parameter in model.parameters())
-    name = "SparseFormer v1"
-    return Candidate(name, model, lambda out: (out.image_embeds, out.logits), preprocessing, *counts, use_cls=False)
+    name, num_parameters = "SparseFormer v1", sum(parameter.numel() for parameter in model.parameters())
+    about = config.num_latents, num_parameters, False, name
+    return Candidate(name, model, lambda out: (out.image_embeds, out.logits), preprocessing, *about)
 
 
 class _Views(Dataset):

@@ -1,12 +1,14 @@
 """What every evaluator starts with: which student, which teacher."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from sf_llava.catalogue import default_encoder
 from sf_llava.files import read_json
 from sf_llava.measure.encoders import Candidate, student_candidate, teacher_candidate
+from sf_llava.measure.tuned import is_tuned, load_tuned, tuned_candidate
 from sf_llava.model.loading import find_encoder, load_encoder
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
@@ -52,6 +54,12 @@ def load_models(
     loaded = load_teacher(teacher, dtype=dtype, device=device)
     candidates = [teacher_candidate(loaded)]
     for encoder in encoders:
-        name = "student" if len(encoders) == 1 else encoder
-        candidates.append(student_candidate(load_encoder(encoder, dtype=dtype, device=device), loaded, name))
+        candidates.append(load_candidate(encoder, loaded, "student" if len(encoders) == 1 else encoder))
     return loaded, candidates
+
+
+def load_candidate(encoder: str | Path, teacher: Teacher, name: str = "student") -> Candidate:
+    """Load a student of a teacher, a SparseFormer or the teacher with fewer tokens, in its dtype and where it is."""
+    if is_tuned(encoder):
+        return tuned_candidate(name, load_tuned(encoder, teacher))
+    return student_candidate(load_encoder(encoder, dtype=teacher.dtype, device=teacher.device), teacher, name)

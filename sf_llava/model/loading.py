@@ -19,6 +19,15 @@ from sf_llava.weights.weight_files import WeightFiles, find_weights, read_shapes
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+TUNED_TEACHER = "tuned_teacher"
+"""``model_type`` of a teacher with fewer tokens, see :mod:`sf_llava.measure.tuned`."""
+HINTS = {
+    SparseFormerV1Config.model_type: "it is a classifier of its own, without a teacher: zero-shot and visualize take "
+    "it, load_v1 loads it",
+    TUNED_TEACHER: "it is a teacher with fewer tokens: zero-shot and retrieval take it, load_tuned loads it",
+}
+"""What to do with an encoder that is not a SparseFormer, by its ``model_type``."""
+
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -89,10 +98,15 @@ def load_v1(
     return _load(SparseFormerV1Model, path, dtype, device, variant)
 
 
+def model_type_of(path: str | Path) -> str | None:
+    """Read which kind of model an encoder directory holds; errors as of :func:`find_encoder`."""
+    fields = files.read_json(find_encoder(path) / "config.json")
+    return fields.get("model_type") if isinstance(fields, dict) else None
+
+
 def is_v1(path: str | Path) -> bool:
     """Tell whether an encoder directory holds a SparseFormer v1; errors as of :func:`find_encoder`."""
-    fields = files.read_json(find_encoder(path) / "config.json")
-    return isinstance(fields, dict) and fields.get("model_type") == SparseFormerV1Config.model_type
+    return model_type_of(path) == SparseFormerV1Config.model_type
 
 
 def _load(
@@ -159,10 +173,10 @@ def _read_config(path: Path, model_class: type[PreTrainedModel]) -> tuple[Pretra
     kind = fields.get("model_type") if isinstance(fields, dict) else None
     expected = model_class.config_class.model_type
     if kind != expected:
-        hint = "; it is a classifier of its own, without a teacher: zero-shot and visualize take it, load_v1 loads it"
+        hint = f"; {HINTS[kind]}" if kind in HINTS else ""
         raise ValueError(
             f"{path / 'config.json'} describes {'no model' if kind is None else f'a model of type {kind!r}'}: expected "
-            f"one with model_type {expected!r}{hint if kind == SparseFormerV1Config.model_type else ''}"
+            f"one with model_type {expected!r}{hint}"
         )
     if "quantization_config" in fields:
         raise ValueError(f"{path} holds a quantised encoder: expected one saved before its weights were quantised")

@@ -40,11 +40,12 @@ class Matching(NamedTuple):
         return torch.cat([values[:, ::2].gather(1, self.kept), values[:, 1::2]], dim=1)
 
 
+@torch.no_grad()
 def match(keys: Tensor, num_merged: int, keep_first: bool) -> Matching:
     """Match the R most similar pairs of a bipartite graph (ToMe, Sec. 3, steps 1 to 3).
 
     Tokens alternate between A and B; every token of A proposes the most similar one of B, and the R best of these
-    edges are taken. Cosines of keys say what is similar.
+    edges are taken. Cosines of keys say what is similar. A choice has no gradient; what is merged by it has one.
 
     Args:
         keys: (B, T, K).

@@ -4,6 +4,7 @@ Letters: B images, H x W pixels, L classes.
 """
 
 import itertools
+from bisect import bisect_right
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class UNet(nn.Module):
 
     Args:
         num_classes: L.
-        width: channels of the first level, a multiple of 8; they double with every level.
+        width: channels of the first level, at least 8; they double with every level.
     """
 
     def __init__(self, num_classes: int, width: int) -> None:
@@ -47,16 +48,23 @@ class UNet(nn.Module):
 def _level(before: int, after: int) -> nn.Sequential:
     parts = []
     for channels in (before, after):
-        parts += [nn.Conv2d(channels, after, 3, padding=1), nn.GroupNorm(after // GROUP, after), nn.GELU()]
+        parts += [nn.Conv2d(channels, after, 3, padding=1), nn.GroupNorm(_groups(after), after), nn.GELU()]
     return nn.Sequential(*parts)
+
+
+def _groups(channels: int) -> int:
+    """Count the most groups of equal size, of at least 8 channels each."""
+    return next(groups for groups in range(max(1, channels // GROUP), 0, -1) if channels % groups == 0)
 
 
 def unet_of_cost(num_classes: int, image_size: int, multiply_adds: int) -> UNet:
     """Build the widest U-Net that costs no more multiply-adds for a square picture than this, or else the narrowest."""
-    width = GROUP
-    while True:
+
+    def cost(width: int) -> int:
         with torch.device("meta"):
-            wider = UNet(num_classes, width + GROUP)
-        if count_multiply_adds(wider, image_size) > multiply_adds:
-            return UNet(num_classes, width)
-        width += GROUP
+            return count_multiply_adds(UNet(num_classes, width), image_size)
+
+    least = GROUP
+    while cost(2 * least) <= multiply_adds:
+        least *= 2
+    return UNet(num_classes, least + bisect_right(range(least + 1, 2 * least), multiply_adds, key=cost))

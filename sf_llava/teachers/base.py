@@ -183,9 +183,8 @@ class Teacher(nn.Module):
         keys_and_values = F.linear(tokens, head["pool.kv.weight"], head["pool.kv.bias"])
         return attend(head["pool.query"], keys_and_values, self.num_attention_heads)
 
-    @torch.no_grad()
     def embed_cls(self, cls: Tensor) -> Tensor:
-        """Turn what :meth:`read_out` gave, (B, D), into (B, E) ``image_embeds``."""
+        """Turn what :meth:`read_out` gave, (B, D), into (B, E) ``image_embeds``; a gradient flows back through it."""
         head, eps = self.head_state_dict(), self.layer_norm_eps
         if self.use_cls:
             embeds = F.layer_norm(cls, cls.shape[-1:], head["norm.weight"], head["norm.bias"], eps)

@@ -105,6 +105,7 @@ class ZeroShotResult:
         asks_five = len(self.task.class_names) > 5
         return {
             "name": score.encoder.name,
+            "kind": score.encoder.kind,
             "top1": score.top(1),
             "top1_interval": wilson_interval(right[0], len(self.labels)),
             "top5": score.top(5) if asks_five else None,

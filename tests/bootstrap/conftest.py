@@ -11,7 +11,8 @@ def costs_counted_once():
     measure_costs = run.measure_costs
 
     def measure(teacher, student):
-        kind = f"{teacher!r}\n{student.config.to_json_string()}"
+        config = student.config
+        kind = f"{teacher!r}\n{config.to_json_string() if hasattr(config, 'to_json_string') else config}"
         if kind not in measured:
             measured[kind] = measure_costs(teacher, student)
         return measured[kind]

@@ -13,6 +13,7 @@ from sf_llava.commands.zero_shot import main
 from sf_llava.data import LabelledImages, open_labelled
 from sf_llava.measure.encoders import student_candidate, teacher_candidate
 from sf_llava.measure.store import EmbeddingStore
+from sf_llava.measure.tuned import TunedTeacher
 from sf_llava.model import SparseFormerModel
 from sf_llava.teachers import load_teacher
 from sf_llava.zero_shot.class_names import ClassSet, class_set
@@ -253,15 +254,21 @@ def test_labels_are_matched_by_name_then_by_position_or_not_at_all():
         match_labels(labelled("cow", "pig", "cat"), classes)
 
 
-def test_a_teacher_with_fewer_tokens_is_a_row_with_its_cost_and_a_plot(clip_dir, folder, tmp_path):
+def test_a_teacher_with_fewer_tokens_is_a_row_with_its_cost_and_a_plot(clip_dir, folder, tmp_path, capsys):
     arguments = ["--teacher", str(clip_dir), "--data", f"folder:{folder}", "--output", str(tmp_path / "out")]
     arguments += ["--cache", str(tmp_path), "--device", "cpu", "--workers", "0"]
-    main([*arguments, "--reduced", "tome:9", "diffrate:9"])
+    TunedTeacher(load_teacher(str(clip_dir)), "tome:9").save_pretrained(tmp_path / "tuned")
+    arguments += ["--reduced", "tome:9", "diffrate:9"]
+    main([*arguments, "--encoder", str(tmp_path / "tuned"), "--speed", "1", "2"])
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["encoders"]
-    assert [(row["name"], row["num_tokens"]) for row in rows] == [("teacher", 64), ("tome:9", 37), ("diffrate:9", 37)]
-    assert (
-        rows[1]["multiply_adds"] < rows[0]["multiply_adds"] and (tmp_path / "out" / "results.png").stat().st_size > 1000
-    )
+    assert [(row["kind"], row["num_tokens"]) for row in rows] == [
+        ("teacher", 64), ("tome, tuned", 37), ("tome", 37), ("diffrate", 37)
+    ]  # fmt: skip
+    assert rows[1]["multiply_adds"] == rows[2]["multiply_adds"] < rows[0]["multiply_adds"]
+    assert rows[1]["top1"] == rows[2]["top1"]  # not trained yet
+    assert all(row["speed"][size]["images_per_second"] > 0 for row in rows for size in ("1", "2"))
+    assert "images/s of the forward pass, in turn" in capsys.readouterr().out
+    assert (tmp_path / "out" / "results.png").stat().st_size > 1000
     for wrong in ("tome", "tome:0", "tome:-1", "merge:3"):
         with pytest.raises(ValueError, match=f"unknown reduction '{wrong}'; expected tome:R or diffrate:R"):
             main([*arguments, "--reduced", wrong])

@@ -22,7 +22,7 @@ from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
 from sf_llava.data.streaming import BootstrapStream
-from sf_llava.model import SparseFormerModel
+from sf_llava.measure.tuned import Student, TunedTeacher
 from sf_llava.teachers.base import Teacher
 
 
@@ -149,7 +149,7 @@ class ObjectiveSum:
 def make_objective(
     config: ObjectiveConfig,
     teacher: Teacher,
-    student: SparseFormerModel,
+    student: Student,
     images: BootstrapImages | BootstrapStream,
     validator: Validator,
     labels: list[int] | None,
@@ -159,7 +159,14 @@ def make_objective(
     Raises:
         ValueError: the student has no such layer, or the LLaVA or its questions do not serve.
     """
+    known = None if labels is None else torch.tensor(labels)
+    embedding = EmbeddingObjective(
+        config.loss, config.temperature, config.class_loss_weight, validator.class_logits, known
+    )
     layer, depth = config.align_layer, student.config.num_hidden_layers
+    if isinstance(student, TunedTeacher):
+        assert not config.align, "the configuration was checked"
+        return ObjectiveSum(embedding, (), layer)
     if config.align and layer < -depth - 1:
         raise ValueError(f"`align_layer` {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
     by_llm, by_layers = _only(config.align, LLM_LOSSES), _only(config.align, LAYER_LOSSES)
@@ -180,9 +187,6 @@ def make_objective(
         assert config.llava is not None and config.questions is not None, "the configuration was checked"
         preprocessing = images.transform.preprocessing
         others.append(load_llm(by_llm, config.llava, config.questions, teacher, layer, attention, preprocessing))
-    known = None if labels is None else torch.tensor(labels)
-    logits = validator.class_logits
-    embedding = EmbeddingObjective(config.loss, config.temperature, config.class_loss_weight, logits, known)
     return ObjectiveSum(embedding, others, layer)
 
 
