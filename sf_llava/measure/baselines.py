@@ -43,7 +43,7 @@ class ReducedTeacher(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed (B, 3, S, S) pixels: (B, E), not normalised."""
         tokens = self.run_blocks(self.teacher.embed(pixel_values.to(self.teacher.dtype)))
-        return self.teacher.embed_cls(tokens[:, 0])
+        return self.teacher.embed_cls(tokens[:, 0].to(self.teacher.dtype))  # blocks of its own may be in another
 
 
 class PooledTeacher(ReducedTeacher):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import run_settings, save_world
 
 from sf_llava.bootstrap.config import BootstrapConfig
@@ -51,6 +52,13 @@ def test_a_killed_run_goes_on_to_the_bit_and_evaluators_read_what_it_saved(world
     assert teacher_name == str(world / "clip") and student.num_tokens == results["encoders"][1]["tokens"]
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(teacher(pixels), fresh(pixels)) and not torch.equal(student(pixels)[0], fresh(pixels))
+
+
+def test_blocks_stay_in_float32_beside_a_teacher_in_half_precision(world, tmp_path):
+    results = bootstrap(config(world, tmp_path / "run", dtype="bf16"))
+    state = load_file(tmp_path / "run" / "encoder" / "model.safetensors")
+    assert {value.dtype for name, value in state.items() if name.startswith("blocks.")} == {torch.float32}
+    assert results["val_cosine"] > 0.99
 
 
 @pytest.mark.parametrize(
