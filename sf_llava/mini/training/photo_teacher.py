@@ -163,7 +163,7 @@ def train_photographs(
     """
     if not any(photographs.texts):
         raise ValueError("no photograph has a caption or a class: a CLIP learns from text")
-    data = digest_texts(*(photographs.describe(row) + str(own) for row, own in enumerate(photographs.texts)))
+    data = digest_texts(*map(photographs.describe, range(len(photographs))))
     maps = None
     if guided:
         maps = GuideMaps(run_dir / "guide", len(photographs))
@@ -183,7 +183,7 @@ def train_photographs(
         config,
         run_dir,
         LookingStep(preprocessing, device, bf16),
-        data=digest_texts(data, f"{guided} {bf16}"),
+        data=digest_texts(data, f"{guided} {bf16} {photographs.texts}"),
     )
     names = [spoken(name) for name in held_out.labelled.class_names] if held_out.labelled is not None else []
     write_directory(run_dir / "clip", lambda path: save_clip(model.cpu(), tokenizer, path, names, TEMPLATES))
