@@ -1,4 +1,6 @@
-"""Fewer tokens without training inside a teacher: average pooling, ToMe, DiffRate (sf_llava/reduction). All keep CLS.
+"""Fewer tokens inside a teacher: average pooling, ToMe, DiffRate (sf_llava/reduction), all of which keep CLS.
+
+Off the shelf, without training; ``tuned.py`` gives the latter two blocks of their own, to be trained.
 
 Letters: B images, T tokens (CLS first), M patches, N tokens that stay (CLS not counted), D width, A heads.
 """

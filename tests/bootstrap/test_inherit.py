@@ -10,7 +10,9 @@ from tiny import save_tiny_clip
 from sf_llava.bootstrap.inherit import check_head, inherit, parameter_groups, resize, set_trainable, student_config
 from sf_llava.bootstrap.objectives.embedding import cosine_loss, kl_loss
 from sf_llava.bootstrap.schedule import learning_rate_factor
+from sf_llava.mini import MINI_STUDENT_DIR
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.loading import load_encoder
 from sf_llava.teachers import load_teacher
 
 
@@ -86,6 +88,10 @@ def test_a_student_of_another_teacher_is_refused(student, tmp_path):
     other = load_teacher(str(save_tiny_clip(tmp_path, seed=5, num_hidden_layers=6)))
     with pytest.raises(ValueError, match="another teacher"):
         check_head(student, other)
+
+
+def test_the_student_that_ships_is_its_teachers_though_it_was_rounded():
+    check_head(load_encoder(MINI_STUDENT_DIR), load_teacher("mini"))
 
 
 def test_groups_scale_inherited_blocks_and_decay_matrices_only(student, teacher):
