@@ -198,7 +198,8 @@ def parameter_groups(
 ) -> list[dict]:
     """Split trainable parameters by inheritance and weight decay (vectors, RoIs and embeddings are not decayed).
 
-    Each group carries ``peak_lr`` and ``inherited`` for the schedule. With ``reused`` the cortex counts as inherited.
+    Each group carries ``peak_lr`` and ``inherited`` for the schedule. With ``reused`` the cortex counts as inherited. A
+    tuned teacher's blocks have its rate, but warm up themselves, as there is nothing new for which they would wait.
     """
     inherited_ones = set(map(id, student.cortex.parameters())) if reused else set()
     not_decayed = ("initial_rois", "stage_embedding", "latent_embedding", "cls_token")
@@ -212,7 +213,7 @@ def parameter_groups(
             "params": parameters,
             "peak_lr": lr * (inherited_scale if inherited else 1.0),
             "lr": 0.0,
-            "inherited": inherited,
+            "inherited": inherited and not isinstance(student, TunedTeacher),
             "weight_decay": weight_decay if decayed else 0.0,
         }
         for (inherited, decayed), parameters in groups.items()

@@ -61,7 +61,6 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
             recipe |= MINI_LLM_RECIPE
     if "reduce" in asked:
         _check_reduction(asked, align)
-        recipe |= dict(warmup_steps=0)  # there is nothing new for which inherited weights would have to wait
     for names in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
         if asked.keys() & set(names):
             recipe = {name: value for name, value in recipe.items() if name not in names}

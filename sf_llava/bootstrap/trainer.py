@@ -207,9 +207,8 @@ class Trainer:
         reduced = self.accelerator.reduce(means, "mean").tolist()
         scores = dict(zip(self.objective.names, reduced, strict=True))
         self._check_finite(scores)
-        groups = self.optimizer.param_groups
-        new = [group for group in groups if not group["inherited"]] or groups  # a teacher with fewer tokens has none
-        progress.log(self.step, scores, max(group["lr"] for group in new))
+        new = max((group["lr"] for group in self.optimizer.param_groups if not group["inherited"]), default=0.0)
+        progress.log(self.step, scores, new)
 
     def _check_finite(self, scores: dict[str, float]) -> None:
         """Stop before numbers that are not finite are validated or kept.

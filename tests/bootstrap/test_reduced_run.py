@@ -41,7 +41,7 @@ def test_a_killed_run_goes_on_to_the_bit_and_evaluators_read_what_it_saved(world
 
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if "loss" in line]
-    assert losses[-1] < losses[0] and log[0]["lr"] > 0  # trained from the first step on
+    assert losses[-1] < losses[0] and log[0]["lr"] > 0  # trained while it warms up
     inheritance = results["inheritance"]
     assert (inheritance["num_tunable"], inheritance["num_frozen"], inheritance["new_parameters"]) == (3, 0, 0)
     assert not (tmp_path / "whole" / "rois").exists()  # it has none
