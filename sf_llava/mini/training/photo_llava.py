@@ -74,18 +74,18 @@ def load_llm(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a language model in float32 (a GGUF file's weights as ordinary ones) and its tokenizer.
 
     Raises:
-        ValueError: a directory with several GGUF files.
+        ValueError: a directory with several GGUF files, or a transformers too old to train such weights.
     """
     files = sorted(Path(path).glob("*.gguf"))
-    options: dict[str, Any] = {}
-    if files:
-        from transformers import GgufConfig
-
-        if len(files) > 1:
-            raise ValueError(f"{path} holds {len(files)} GGUF files: expected a directory with one")
-        options["gguf_file"] = files[0].name
+    if len(files) > 1:
+        raise ValueError(f"{path} holds {len(files)} GGUF files: expected a directory with one")
+    options: dict[str, Any] = {"gguf_file": files[0].name} if files else {}
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
     if files:
+        try:
+            from transformers import GgufConfig
+        except ImportError as error:
+            raise ValueError("weights from GGUF can be trained with transformers 5.23 and later only") from error
         options["quantization_config"] = GgufConfig(dequantize=True)
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options), tokenizer
 

@@ -4,6 +4,7 @@ What is written has the published layout of ScienceQA (``problems.json``, ``pid_
 everything that reads that reads these. An id ends in the question's kind: ``train-caption-12-0-caption``.
 """
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from sf_llava.data import ImageSource, LabelledImages, parquet
 from sf_llava.data.arrow import ArrowImages, find_image_column
-from sf_llava.data.subset import Subset
+from sf_llava.data.encoded import read_encoded
 from sf_llava.files import write_directory, write_json
 from sf_llava.mini.training.photographs import spoken
 from sf_llava.retrieval.captions import CaptionedImages
@@ -171,11 +172,12 @@ def write_questions(sets: Sets, output: Path, seed: int) -> dict[str, int]:
     return {split: len(found) for split, found in ids.items()}
 
 
-def _encoded(source: Any, index: int) -> bytes:
-    while isinstance(source, Subset):
-        source, index = source.source, int(source.indices[index])
-    data: bytes = source.read(index)
-    return data
+def _encoded(source: ImageSource, index: int) -> bytes:
+    if (data := read_encoded(source, index)) is not None:
+        return data
+    file = io.BytesIO()
+    source.load(index).save(file, "PNG")
+    return file.getvalue()
 
 
 def _word(draft: Draft, draws: np.random.Generator) -> dict[str, Any]:
