@@ -21,6 +21,10 @@ Through a LLaVA's frozen LLM more is kept, for more time; and one encoder serves
     ... --stage scienceqa --init-from runs/sf-l-64 --align set+llm+placed --llava DIR --questions DIR
     ... --num-latents 64 --elastic 16-196
 
+For a LLaVA that cuts pictures into tiles, one student reads the whole picture in place of 2 x 2 of them:
+
+    ... --stage continue --init-from runs/sf-l-16 --tiles 2 --image-size 672 --num-latents 64
+
 A killed run goes on with --resume, to the same numbers. Where training has diverged or does not fit into memory,
 --resume may come with another --lr, --clip-norm, --dtype or --micro-batch-size. Expected: a run directory with
 log.jsonl, tensorboard/, rois/ (pictures of where the student looks), encoder/ (for `from_pretrained`), results.json,

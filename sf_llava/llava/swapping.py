@@ -159,11 +159,6 @@ def _changes_of_config(encoder: SparseFormerConfig, config: Any, has_tiles: bool
             if tiles == 1
             else fit_whole_grid(grid, encoder.image_size, side, tiles)
         )
-    elif encoder.teacher_tiles > 1:
-        raise ValueError(
-            f"the encoder reads pictures in place of {encoder.teacher_tiles} x {encoder.teacher_tiles} tiles, but this "
-            "LLaVA was trained to read a picture as one view: bootstrap an encoder without `tiles`"
-        )
     return changes
 
 
