@@ -67,8 +67,8 @@ def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
         )
     if (tiles := encoder.config.teacher_tiles) > 1 and not hasattr(config, "image_grid_pinpoints"):
         raise ValueError(
-            f"the encoder reads pictures in place of {tiles} x {tiles} tiles, but this LLaVA was trained to read a picture "
-            "as one view: bootstrap an encoder without `tiles`"
+            f"the encoder reads pictures in place of {tiles} x {tiles} tiles, but this LLaVA was trained to read a "
+            "picture as one view: bootstrap an encoder without `tiles`"
         )
     check_strategy(encoder.config, strategy_of(config))
     layers = find_layers(encoder.config, config)
