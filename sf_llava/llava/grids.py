@@ -83,36 +83,50 @@ def see_in_place(model: Any, inputs: Mapping[str, Any], reading: Reading) -> tup
     assert reading.num_patches is not None, "reading by RoI centre knows the patches"
     if reading.with_cls:
         raise ValueError("positions by RoI centre: a CLS has no place among tiles; set vision_feature_select_strategy")
-    config, patches = model.config, reading.num_patches
-    side, tower = math.isqrt(patches), config.vision_config
-    pinpoints, num_tiles = config.image_grid_pinpoints, getattr(tower, "teacher_tiles", 1)
-    most = getattr(config, "vision_aspect_ratio", None)
-    most = None if most is None else int(most.rpartition("_")[2])
+    pinpoints, side = model.config.image_grid_pinpoints, model.config.vision_config.image_size
     sizes = [(int(height), int(width)) for height, width in inputs["image_sizes"]]
-    counts = count_all_views(sizes, pinpoints, tower.image_size, inputs.get("batch_num_images"))
-    pixels = inputs["pixel_values"]
-    if is_whole(pinpoints, tower.image_size):
-        squares = torch.stack([views[count - 1] for views, count in zip(pixels, counts, strict=True)])
-        seen = see(model, squares, replace(reading, num_patches=num_tiles**2 * patches))
-        assert seen.places is not None, "reading by RoI centre gives places"
-        pictures = [
-            place_whole(features, places, lay_grid((num_tiles, num_tiles), side, size, most))
-            for features, places, size in zip(seen.features, seen.places.cpu(), sizes, strict=True)
-        ]
-        return pictures, math.log((1 + num_tiles**2) * patches / seen.features.shape[1])
-    seen = see(model, torch.cat([views[:count] for views, count in zip(pixels, counts, strict=True)]), reading)
+    counts = count_all_views(sizes, pinpoints, side, inputs.get("batch_num_images"))
+    views = [pixels[:count] for pixels, count in zip(inputs["pixel_values"], counts, strict=True)]
+    if is_whole(pinpoints, side):
+        return _see_whole(model, torch.stack([own[-1] for own in views]), sizes, reading, reading.num_patches)
+    return _see_views(model, torch.cat(views), counts, sizes, reading, reading.num_patches)
+
+
+def _see_whole(
+    model: Any, pixels: Tensor, sizes: list[tuple[int, int]], reading: Reading, num_patches: int
+) -> tuple[list[PictureInPlace], float]:
+    """Look at whole pictures, (I, 3, S, S)."""
+    tiles, side = getattr(model.config.vision_config, "teacher_tiles", 1), math.isqrt(num_patches)
+    seen = see(model, pixels, replace(reading, num_patches=tiles**2 * num_patches))
     assert seen.places is not None, "reading by RoI centre gives places"
-    views = zip(seen.features.split(counts), seen.places.cpu().split(counts), sizes, strict=True)
+    pictures = [
+        place_whole(features, places, lay_grid((tiles, tiles), side, size, _most(model)))
+        for features, places, size in zip(seen.features, seen.places.cpu(), sizes, strict=True)
+    ]
+    return pictures, math.log((1 + tiles**2) * num_patches / seen.features.shape[1])
+
+
+def _see_views(
+    model: Any, pixels: Tensor, counts: list[int], sizes: list[tuple[int, int]], reading: Reading, num_patches: int
+) -> tuple[list[PictureInPlace], float]:
+    """Look at all views of pictures, (sum of ``counts``, 3, S, S)."""
+    config, seen = model.config, see(model, pixels, reading)
+    assert seen.places is not None, "reading by RoI centre gives places"
     pictures = []
-    for features, places, size in views:
-        if len(features) == 1:
-            grid, tiles = None, (0, 0)
-        else:
-            height, width = select_best_resolution(size, pinpoints)
-            tiles = height // tower.image_size, width // tower.image_size
-            grid = lay_grid(tiles, side, size, most)
-        pictures.append(place_views(features, places, model.model.image_newline, patches, tiles, grid))
+    for features, places, size in zip(seen.features.split(counts), seen.places.cpu().split(counts), sizes, strict=True):
+        grid, tiles = None, (0, 0)
+        if len(features) > 1:
+            height, width = select_best_resolution(size, config.image_grid_pinpoints)
+            tiles = height // config.vision_config.image_size, width // config.vision_config.image_size
+            grid = lay_grid(tiles, math.isqrt(num_patches), size, _most(model))
+        pictures.append(place_views(features, places, model.model.image_newline, num_patches, tiles, grid))
     return pictures, reading.bias(seen.features.shape[1])
+
+
+def _most(model: Any) -> int | None:
+    """How many views' patches LLaVA-OneVision keeps, as ``anyres_max_9`` says; None for others, which keep all."""
+    rule = getattr(model.config, "vision_aspect_ratio", None)
+    return None if rule is None else int(rule.rpartition("_")[2])
 
 
 def place_whole(features: Tensor, places: Tensor, grid: Grid) -> PictureInPlace:
