@@ -8,6 +8,8 @@
         a classifier of the drawn world in timm's form, for the paper's AugReg rows; five minutes of one free core
     python scripts/train_mini.py cifar10 --train train.parquet --validation validation.parquet --output runs/cifar10
         about an hour on one core; about 75 % zero-shot on the validation photographs
+    python scripts/train_mini.py photo --captions flickr8k.parquet --labelled parquet:imagenette.parquet --guide
+        a CLIP of photographs (160 px, 100 patches, 12 blocks), on captions and class names; two hours of one free core
     python scripts/train_mini.py llava
         the shipped LLaVA around the shipped CLIP, on questions in ScienceQA's form; about two hours on one free core
     python scripts/train_mini.py tiled
@@ -36,13 +38,24 @@ BATCH = cli.Number(int, 1, 4096)
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="clip|siglip|vit|cifar10|llava|tiled|student")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     clip = kinds.add_parser("clip", help="the shipped teacher, trained on pictures drawn on the fly")
     siglip = kinds.add_parser("siglip", help="the shipped teacher without CLS, trained on the same by the sigmoid loss")
     vit = kinds.add_parser("vit", help="a ViT classifier of drawn pictures of one shape each, for timm")
     cifar10 = kinds.add_parser("cifar10", help="a teacher of photographs, trained from scratch on CIFAR-10")
     cifar10.add_argument("--train", required=True, metavar="FILE.parquet", help="labelled training images")
     cifar10.add_argument("--validation", metavar="FILE.parquet", help="labelled images to measure accuracy on")
+    photo = kinds.add_parser("photo", help="a teacher of photographs, on captions, class names and a guide's features")
+    photo.add_argument("--captions", nargs="+", default=[], metavar="NAME", help="photographs with captions")
+    photo.add_argument("--labelled", nargs="+", default=[], metavar="NAME", help="photographs with classes")
+    photo.add_argument(
+        "--images", nargs="+", default=[], metavar="NAME", help="photographs without text, for the guide"
+    )
+    photo.add_argument("--validation-captions", metavar="NAME", help="to measure recall on, both ways")
+    photo.add_argument("--validation-labelled", metavar="NAME", help="to measure zero-shot accuracy on")
+    photo.add_argument("--guide", action="store_true", help="let a frozen EfficientNet-Lite0 help (two more packages)")
+    photo.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
+    photo.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of products (default auto)")
     llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
     tiled = kinds.add_parser("tiled", help="a mini LLaVA-NeXT of 2 x 2 tiles, from the shipped mini LLaVA")
     for sub, steps, batch_size in (
@@ -50,6 +63,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         (siglip, 1500, 96),
         (vit, 500, 96),
         (cifar10, 2400, 256),
+        (photo, 2400, 128),
         (llava, 8000, 12),
         (tiled, 2000, 6),
     ):
@@ -115,6 +129,27 @@ def train(args: argparse.Namespace) -> None:
 
         recipe = replace(tiled_training.RECIPE, **numbers)
         results = tiled_training.train_tiled(recipe, args.output, partial(measure_llava, questions=open_mosaics))
+    elif args.kind == "photo":
+        from sf_llava.data import open_images, open_labelled
+        from sf_llava.devices import choose_device, choose_precision
+        from sf_llava.mini.training import photo_teacher, photographs
+        from sf_llava.retrieval.captions import open_captions
+
+        found = photographs.gather(
+            [open_captions(name) for name in args.captions],
+            [open_labelled(name) for name in args.labelled],
+            [open_images(name) for name in args.images],
+        )
+        held_out = photo_teacher.HeldOut(
+            open_labelled(args.validation_labelled) if args.validation_labelled else None,
+            open_captions(args.validation_captions) if args.validation_captions else None,
+        )
+        device = choose_device(args.device)
+        bf16 = choose_precision(args.dtype, device) == "bf16"
+        recipe = replace(photo_teacher.RECIPE, **numbers)
+        results = photo_teacher.train_photographs(
+            found, held_out, recipe, args.output, args.guide, device=device, bf16=bf16
+        )
     else:
         from sf_llava.data import open_labelled
         from sf_llava.mini.training import clip_cifar10
@@ -123,7 +158,7 @@ def train(args: argparse.Namespace) -> None:
         validation = open_labelled(f"parquet:{args.validation}") if args.validation else None
         recipe = replace(clip_cifar10.RECIPE, **numbers)
         results = clip_cifar10.train_on_labelled(training, validation, recipe, args.output)
-    name = {"cifar10": "clip", "tiled": "llava"}.get(args.kind, args.kind)
+    name = {"cifar10": "clip", "photo": "clip", "tiled": "llava"}.get(args.kind, args.kind)
     print(f"saved in {args.output / name}; {results}")
 
 

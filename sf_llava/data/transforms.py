@@ -118,6 +118,19 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class View:
+    """What a random view shows of a picture.
+
+    Attributes:
+        flip: whether it is mirrored.
+        box: (left, top, right, bottom) in the picture's pixels; None for the centre crop.
+    """
+
+    flip: bool
+    box: tuple[int, int, int, int] | None
+
+
+@dataclass(frozen=True)
 class BootstrapTransform:
     """The paper's augmentation: random resized crop and horizontal flip, every random number from a given generator.
 
@@ -149,13 +162,21 @@ class BootstrapTransform:
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Turn a picture into one random view of it: (S, S, 3) uint8, which ``normalise_pixels`` takes."""
         image = to_rgb(image)
+        return self.render(image, self.draw(*image.size, generator))
+
+    def draw(self, width: int, height: int, generator: torch.Generator) -> View:
+        """Draw what a view shows of a picture of this size in pixels."""
         flip = torch.rand((), generator=generator).item() < self.flip
-        if self.scale is None:
+        return View(flip, None if self.scale is None else self.draw_box(width, height, generator))
+
+    def render(self, image: Image.Image, view: View) -> Tensor:
+        """Turn an RGB picture into a view of it: (S, S, 3) uint8."""
+        if view.box is None:
             image = self.preprocessing.fit(image)
         else:
             size = self.preprocessing.image_size
-            image = self.preprocessing.resize(_crop(image, self.draw_box(*image.size, generator)), (size, size))
-        if flip:
+            image = self.preprocessing.resize(_crop(image, view.box), (size, size))
+        if view.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return pixels_of(image)
 

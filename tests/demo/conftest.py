@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def engine(llava_dir, encoder_dirs):
     from sf_llava.llava.loading import load_llava
 
     return Engine(*load_llava(llava_dir), encoder_dirs)
+
+
+@pytest.fixture
+def slow_model(engine, monkeypatch):
+    """What is done while an answer grows needs one that grows for a while: at least 20 ms a token, on any machine."""
+    choose = engine._choose
+
+    def choose_slowly(*args):
+        time.sleep(0.02)
+        return choose(*args)
+
+    monkeypatch.setattr(engine, "_choose", choose_slowly)
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_an_upload_is_asked_about_over_several_turns_with_the_keyboard_alone(ope
     assert page.locator("#focus figure").count() == 0
 
 
-def test_what_is_typed_while_the_answers_grow_stays(open_page, picture_files):
+def test_what_is_typed_while_the_answers_grow_stays(open_page, picture_files, slow_model):
     page = open_page()
     attach(page, picture_files[0])
     send(page, QUESTION)
@@ -141,7 +141,7 @@ def test_markup_in_a_question_stays_text(open_page):
     assert page.title() != "owned"
 
 
-def test_stop_ends_the_answer(open_page, picture_files):
+def test_stop_ends_the_answer(open_page, picture_files, slow_model):
     page = open_page()
     page.get_by_label("number input for Temperature").fill("1")  # so that no two answers are the same
     attach(page, picture_files[0])
@@ -151,7 +151,7 @@ def test_stop_ends_the_answer(open_page, picture_files):
     assert "(stopped)" in page.locator("#chat").inner_text()
 
 
-def test_nothing_moves_while_the_answers_grow(open_page, picture_files):
+def test_nothing_moves_while_the_answers_grow(open_page, picture_files, slow_model):
     page = open_page()
     attach(page, picture_files[0])
     send(page, QUESTION)

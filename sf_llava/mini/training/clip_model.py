@@ -48,10 +48,20 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def build_clip(
-    vocabulary_size: int, *, width: int, layers: int, head_dim: int, text_width: int, text_layers: int, projection: int
+    vocabulary_size: int,
+    *,
+    width: int,
+    layers: int,
+    head_dim: int,
+    text_width: int,
+    text_layers: int,
+    projection: int,
+    image_size: int = 64,
+    patch_size: int = 8,
 ) -> CLIPModel:
-    """A CLIP of 64 px pictures in patches of 8, with SiLU and plain matmul attention (fastest on CPUs)."""
+    """A CLIP with SiLU and plain matmul attention (fastest on CPUs)."""
     vision, text = shape_towers(vocabulary_size, width, layers, head_dim, text_width, text_layers, text_width // 64)
+    vision |= {"image_size": image_size, "patch_size": patch_size}
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=projection)
     model = CLIPModel._from_config(config, attn_implementation="eager")
     start_image_tower(model)
@@ -141,8 +151,12 @@ def save_clip(
     Class names and templates for zero-shot evaluation are recorded in config.json under ``zero_shot``.
     """
     save_half(model, directory, class_names, templates)
+    side = model.config.vision_config.image_size
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=list(MEAN), image_std=list(STD)
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=list(MEAN),
+        image_std=list(STD),
     )
     CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(directory)
 
