@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sf_llava.data.transforms import resize_pixels
 from sf_llava.teachers.base import Teacher
 
 _SAME = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
@@ -62,13 +62,7 @@ class TiledTeacher(Teacher):
     @torch.no_grad()
     def cls_and_tokens(self, pixel_values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Give what the other teacher takes from its last block for the whole picture, (B, D), and ``tokens``."""
-        whole = F.interpolate(
-            self._checked(pixel_values),
-            (self.teacher.image_size, self.teacher.image_size),
-            mode="bicubic",
-            antialias=True,
-            align_corners=False,
-        )
+        whole = resize_pixels(self._checked(pixel_values), self.teacher.image_size)
         cls, base = self.teacher.cls_and_tokens(whole, layer)
         tiles = self.teacher.tokens(cut(pixel_values, self.tiles), layer)
         patches = join(tiles[:, self.teacher.num_tokens - self.teacher.num_patches :], self.tiles)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sf_llava.bootstrap.validation import resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.transforms import resize_pixels
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.tiled import by_tile
 
