@@ -10,6 +10,10 @@
         about an hour on one core; about 75 % zero-shot on the validation photographs
     python scripts/train_mini.py photo --captions flickr8k.parquet --labelled parquet:imagenette.parquet --guide
         a CLIP of photographs (160 px, 100 patches, 12 blocks), on captions and class names; two hours of one free core
+    python scripts/train_mini.py photo-questions --captions train=flickr8k.parquet test=flickr8k_val.parquet
+        questions with four choices about photographs, in ScienceQA's layout
+    python scripts/train_mini.py photo-llava --clip runs/mini_photo/clip --llm DIR --data runs/mini_photo-questions
+        a LLaVA of that CLIP and a small language model that someone else trained; hours on a CPU
     python scripts/train_mini.py llava
         the shipped LLaVA around the shipped CLIP, on questions in ScienceQA's form; about two hours on one free core
     python scripts/train_mini.py tiled
@@ -48,6 +52,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     photo = kinds.add_parser("photo", help="a teacher of photographs, on captions, class names and a guide's features")
     photo.add_argument("--captions", nargs="+", default=[], metavar="NAME", help="photographs with captions")
     photo.add_argument("--labelled", nargs="+", default=[], metavar="NAME", help="photographs with classes")
+    photo.add_argument("--classes", metavar="NAME", help="what the classes are called: imagenette, FILE.json ...")
     photo.add_argument(
         "--images", nargs="+", default=[], metavar="NAME", help="photographs without text, for the guide"
     )
@@ -56,6 +61,26 @@ def parse(argv: list[str]) -> argparse.Namespace:
     photo.add_argument("--guide", action="store_true", help="let a frozen EfficientNet-Lite0 help (two more packages)")
     photo.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
     photo.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of products (default auto)")
+    asking = kinds.add_parser("photo-questions", help="questions with choices about photographs")
+    for flag, what in (("captions", "captions"), ("labelled", "classes"), ("asked", "questions and answers")):
+        asking.add_argument(
+            f"--{flag}", nargs="+", default=[], type=split_and_name, metavar="SPLIT=NAME", help=f"those with {what}"
+        )
+    asking.add_argument("--classes", metavar="NAME", help="what the classes are called: imagenette, FILE.json ...")
+    asking.add_argument("--output", type=Path, default=Path("runs/mini_photo-questions"), help="(default %(default)s)")
+    asking.add_argument("--seed", type=cli.SEED, default=0, help="by which choices are drawn (default 0)")
+    asking.add_argument("--traceback", action="store_true", help="show where an error came from")
+    talking = kinds.add_parser("photo-llava", help="a LLaVA of photographs around a language model that is there")
+    talking.add_argument("--clip", type=Path, required=True, metavar="DIR", help="the CLIP of photographs")
+    talking.add_argument("--llm", required=True, metavar="DIR_OR_NAME", help="a Llama; or a directory with a GGUF file")
+    talking.add_argument("--data", required=True, metavar="DIR", help="what photo-questions wrote")
+    talking.add_argument("--first", type=cli.POSITIVE_INT, metavar="STEPS", help="of the projector (default 200)")
+    talking.add_argument("--second", type=cli.POSITIVE_INT, metavar="STEPS", help="of projector and LoRA (default 800)")
+    talking.add_argument("--output", type=Path, default=Path("runs/mini_photo-llava"), help="(default %(default)s)")
+    talking.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default auto)")
+    talking.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of products (default auto)")
+    talking.add_argument("--threads", type=cli.THREADS, default=1, help="CPU threads of torch (default 1)")
+    talking.add_argument("--traceback", action="store_true", help="show where an error came from")
     llava = kinds.add_parser("llava", help="the shipped mini LLaVA: tiny Llama, linear projector, frozen mini CLIP")
     tiled = kinds.add_parser("tiled", help="a mini LLaVA-NeXT of 2 x 2 tiles, from the shipped mini LLaVA")
     for sub, steps, batch_size in (
@@ -89,6 +114,10 @@ def main(argv: list[str]) -> None:
         print(f"saved in {write_student(args.run, args.output)}")
         return
 
+    if args.kind == "photo-questions":
+        ask_about_photographs(args)
+        return
+
     from sf_llava.files import locked
 
     go_on = "the same command goes on from its newest checkpoint"
@@ -101,6 +130,9 @@ def train(args: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(args.threads)
+    if args.kind == "photo-llava":
+        train_photo_llava(args)
+        return
     numbers = {"steps": args.steps, "batch_size": args.batch_size, "seed": args.seed}
     if args.kind in ("clip", "siglip"):
         from sf_llava.mini.training import clip_teacher
@@ -130,18 +162,18 @@ def train(args: argparse.Namespace) -> None:
         recipe = replace(tiled_training.RECIPE, **numbers)
         results = tiled_training.train_tiled(recipe, args.output, partial(measure_llava, questions=open_mosaics))
     elif args.kind == "photo":
-        from sf_llava.data import open_images, open_labelled
+        from sf_llava.data import open_images
         from sf_llava.devices import choose_device, choose_precision
         from sf_llava.mini.training import photo_teacher, photographs
         from sf_llava.retrieval.captions import open_captions
 
         found = photographs.gather(
             [open_captions(name) for name in args.captions],
-            [open_labelled(name) for name in args.labelled],
+            [open_named(name, args.classes) for name in args.labelled],
             [open_images(name) for name in args.images],
         )
         held_out = photo_teacher.HeldOut(
-            open_labelled(args.validation_labelled) if args.validation_labelled else None,
+            open_named(args.validation_labelled, args.classes) if args.validation_labelled else None,
             open_captions(args.validation_captions) if args.validation_captions else None,
         )
         device = choose_device(args.device)
@@ -160,6 +192,62 @@ def train(args: argparse.Namespace) -> None:
         results = clip_cifar10.train_on_labelled(training, validation, recipe, args.output)
     name = {"cifar10": "clip", "photo": "clip", "tiled": "llava"}.get(args.kind, args.kind)
     print(f"saved in {args.output / name}; {results}")
+
+
+def split_and_name(text: str) -> tuple[str, str]:
+    """Read SPLIT=NAME."""
+    split, _, name = text.partition("=")
+    if not split.isidentifier() or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected SPLIT=NAME, such as train=flickr8k.parquet")
+    return split, name
+
+
+def open_named(name: str, classes: str | None) -> Any:
+    """Open labelled pictures, their classes called as asked for."""
+    from sf_llava.data import LabelledImages, open_labelled
+    from sf_llava.zero_shot.class_names import class_set
+
+    images = open_labelled(name)
+    if classes is None:
+        return images
+    names = class_set(classes).class_names
+    if len(names) != len(images.class_names):
+        raise ValueError(f"{name} has {len(images.class_names)} classes, but {classes} names {len(names)}")
+    return LabelledImages(images.source, images.labels, list(names))
+
+
+def ask_about_photographs(args: argparse.Namespace) -> None:
+    """Write questions about photographs."""
+    from sf_llava.mini.training import photo_questions
+    from sf_llava.retrieval.captions import open_captions
+
+    sets = photo_questions.gather(
+        {split: open_captions(name) for split, name in args.captions},
+        {split: open_named(name, args.classes) for split, name in args.labelled},
+        {split: photo_questions.open_asked(name) for split, name in args.asked},
+        args.seed,
+    )
+    if not sets:
+        raise ValueError("nothing to ask about: give photographs with --captions, --labelled or --asked")
+    counts = photo_questions.write_questions(sets, args.output, args.seed)
+    print(f"saved in {args.output}; " + ", ".join(f"{split}: {count:,}" for split, count in counts.items()))
+
+
+def train_photo_llava(args: argparse.Namespace) -> None:
+    """Teach a language model to see photographs."""
+    from sf_llava.devices import choose_device, choose_precision
+    from sf_llava.mini.training import photo_llava
+    from sf_llava.scienceqa.data import open_scienceqa
+
+    device = choose_device(args.device)
+    bf16 = choose_precision(args.dtype, device) == "bf16"
+    first, second = (
+        replace(recipe, bf16=bf16, steps=steps or recipe.steps)
+        for recipe, steps in ((photo_llava.FIRST, args.first), (photo_llava.SECOND, args.second))
+    )
+    settings = photo_llava.PhotoLlava(args.clip, args.llm, args.output, first, second, on_cpu=device.type == "cpu")
+    results = photo_llava.train_photo_llava(settings, open_scienceqa(args.data, "train"))
+    print(f"saved in {args.output / 'llava'}; {results}")
 
 
 def measure_llava(model: Any, processor: Any, split: str, questions: Any = None) -> dict[str, float]:

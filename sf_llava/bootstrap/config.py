@@ -79,7 +79,7 @@ class RunConfig:
 class DataConfig:
     """Which images, and how they are augmented."""
 
-    data: str = _recipe("unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME")
+    data: str = _recipe("unlabelled images: mini, folder:DIR, parquet:FILES, webdataset:SHARDS, hub:NAME, 'A + B'")
     val_data: str | None = _flag(None, "validation images; default: some of `data`, held out")
     classes: str | None = _flag(None, "classes of `val_data`: mini, cifar10, imagenet or FILE.json; default: its own")
     val_images: int = _flag(1000, "how many held-out images to validate on", POSITIVE_INT)

@@ -50,7 +50,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data", default="mini", metavar="NAME", help="labelled images (%(default)s)")
     parser.add_argument(
-        "--classes", metavar="NAME", help="mini, cifar10, imagenet, imagenet-a, -r or FILE.json (default: the data's)"
+        "--classes",
+        metavar="NAME",
+        help="mini, cifar10, imagenet, imagenet-a, -r, imagenette, FILE.json (default: the data's)",
     )
     parser.add_argument("--templates", metavar="NAME", help="a class set's, simple, FILE.json or one text with {}")
     parser.add_argument(

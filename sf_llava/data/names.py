@@ -18,6 +18,7 @@ MODULES = {
     "webdataset": "sf_llava.data.shards",
     "hub": "sf_llava.data.hub",
 }
+JOIN = " + "
 VALID = (
     "folder:PATH, parquet:PATH_OR_GLOB, webdataset:PATTERN, hub:NAME[:SPLIT], {}, "
     "or the path of a folder, a .parquet file or a .tar file"
@@ -29,11 +30,15 @@ def open_images(name: str) -> ImageSource:
 
     Args:
         name: ``folder:PATH``, ``parquet:PATH_OR_GLOB``, ``webdataset:PATTERN``, ``hub:NAME[:SPLIT]``, ``mini``,
-            ``mini:diagrams``, ``mini:both``, or an existing path.
+            ``mini:diagrams``, ``mini:both``, or an existing path; or several of these with `` + `` between.
 
     Raises:
         ValueError: an unknown name, or a data set without images.
     """
+    if JOIN in name:
+        from sf_llava.data.joined import Joined
+
+        return Joined([open_images(part) for part in name.split(JOIN)])
     kind, where = resolve(name)
     if kind in MODULES:
         return importlib.import_module(MODULES[kind]).open_images(where)

@@ -20,6 +20,10 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def find(self, index: int) -> tuple[ImageSource, int]:
+        """Say which source holds picture ``index``, and where."""
+        return self.source, int(self.indices[index])
+
     def load(self, index: int) -> Image.Image:
         return self.source.load(int(self.indices[index]))
 

@@ -14,10 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from sf_llava.data import CorruptImageError, ImageSource
-from sf_llava.data.arrow import ArrowImages
-from sf_llava.data.folder import FolderImages
-from sf_llava.data.shards import ShardImages
-from sf_llava.data.subset import Subset
+from sf_llava.data.encoded import read_encoded
 from sf_llava.measure.encoders import Advance, Candidate, EncodingPass, ignore, share
 from sf_llava.measure.store import EmbeddingStore, digest_texts, fingerprint
 from sf_llava.teachers.base import Teacher
@@ -140,13 +137,10 @@ def _digest_images(source: ImageSource) -> str:
 
 def _contents(source: ImageSource, indices: Iterable[int]) -> Iterable[bytes]:
     """The encoded pictures where there are any, else their pixels (the drawn world's); errors for unreadable ones."""
-    if isinstance(source, Subset):
-        yield from _contents(source.source, (int(source.indices[index]) for index in indices))
-        return
     for index in indices:
         try:
-            if isinstance(source, FolderImages | ArrowImages | ShardImages):
-                yield source.read(index)
+            if (data := read_encoded(source, index)) is not None:
+                yield data
             else:
                 image = source.load(index)
                 yield f"{image.size}".encode() + image.tobytes()

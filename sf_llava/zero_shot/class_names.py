@@ -15,6 +15,18 @@ from sf_llava.teachers.imagenet import imagenet_prompts, part_ids, synset_ids
 
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IMAGENETTE = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
 CIFAR10_TEMPLATES = tuple(
     f"a photo of {article} {{}}." if not kind else f"a {kind} photo of {article} {{}}."
     for article in ("a", "the")
@@ -50,6 +62,11 @@ def imagenet() -> ClassSet:
     return ClassSet("imagenet", names, templates, synset_ids(1000))
 
 
+def imagenette() -> ClassSet:
+    """Imagenette: ten classes of ImageNet that are told apart easily, as its makers call them."""
+    return ClassSet("imagenette", tuple(IMAGENETTE.values()), SIMPLE_TEMPLATES, tuple(IMAGENETTE))
+
+
 def imagenet_part(name: str) -> ClassSet:
     """The 200 classes of ``imagenet-a`` or ``imagenet-r``, with ImageNet's names and prompts."""
     whole, ids = imagenet(), part_ids(name)
@@ -62,6 +79,7 @@ CLASS_SETS: dict[str, Callable[[], ClassSet]] = {
     "imagenet": imagenet,
     "imagenet-a": partial(imagenet_part, "imagenet-a"),
     "imagenet-r": partial(imagenet_part, "imagenet-r"),
+    "imagenette": imagenette,
 }
 
 
@@ -88,8 +106,8 @@ def class_set(name: str) -> ClassSet:
     """Give the class set called ``name``, or the one in a JSON file.
 
     Args:
-        name: ``mini``, ``cifar10``, ``imagenet``, ``imagenet-a``, ``imagenet-r``, or a file that holds a list of names
-            in the order of the labels, or ``{"class_names": [...], "templates": [...]}``.
+        name: ``mini``, ``cifar10``, ``imagenet``, ``imagenet-a``, ``imagenet-r``, ``imagenette``, or a file that holds
+            a list of names in the order of the labels, or ``{"class_names": [...], "templates": [...]}``.
 
     Raises:
         ValueError: an unknown name, a file of another kind, a blank class name.

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from sf_llava.data import CorruptImageError, open_images, open_labelled
+from sf_llava.data.encoded import read_encoded
 from sf_llava.data.paths import expand_braces
+from sf_llava.data.subset import Subset
 
 CLASSES = ["cat", "dog"]
 
@@ -288,3 +290,22 @@ def test_parquet_of_cifar10(cifar10_dir):
     assert len(labelled) == 5000
     assert labelled.class_names[:3] == ["airplane", "automobile", "bird"]
     assert labelled.load(4999).size == (32, 32)
+
+
+def test_joined_sources_are_one_behind_the_other(tmp_path):
+    for name, count in (("a", 3), ("b", 2)):
+        for index in range(count):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (4, 4), (10 * index, count, 0)).save(tmp_path / name / f"{index}.png")
+    parts = [open_images(f"folder:{tmp_path / name}") for name in "ab"]
+    joined = open_images(f"folder:{tmp_path / 'a'} + mini + {tmp_path / 'b'}")
+    drawn = open_images("mini")
+    assert len(joined) == 3 + len(drawn) + 2
+    assert joined.load(2).getpixel((0, 0)) == (20, 3, 0) and joined.load(len(joined) - 1).getpixel((0, 0)) == (10, 2, 0)
+    assert joined.load(3).tobytes() == drawn.load(0).tobytes() and joined.describe(3) == drawn.describe(0)
+    assert read_encoded(Subset(joined, np.array([1])), 0) == parts[0].read(1) and read_encoded(joined, 3) is None
+    assert pickle.loads(pickle.dumps(joined)).describe(len(joined) - 1) == parts[1].describe(1)
+    with pytest.raises(IndexError, match="picture -1 of"):
+        joined.load(-1)
+    with pytest.raises(ValueError, match="unknown data set 'nothing'"):
+        open_images("mini + nothing")

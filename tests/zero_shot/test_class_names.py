@@ -70,13 +70,21 @@ def test_a_file_that_is_no_json_is_named(tmp_path, text):
             read(str(tmp_path / "classes.json"))
 
 
+def test_imagenettes_synsets_are_those_of_its_names():
+    whole, part = class_set("imagenet"), class_set("imagenette")
+    name_of = dict(zip(whole.ids, whole.class_names, strict=True))
+    assert len(part.ids) == 10 and list(part.ids) == sorted(part.ids)
+    for synset, name in zip(part.ids, part.class_names, strict=True):
+        assert name_of[synset].lower().replace(" ", "").startswith(name.lower().replace(" ", ""))
+
+
 def test_templates_by_name_and_literally():
     assert len(templates_named("imagenet")) == 80 and templates_named("simple") == ("a photo of a {}.",)
     assert templates_named("my {} here") == ("my {} here",)
 
 
 def test_unknown_names_list_what_is_valid():
-    known = "mini, cifar10, imagenet, imagenet-a, imagenet-r"
+    known = "mini, cifar10, imagenet, imagenet-a, imagenet-r, imagenette"
     with pytest.raises(ValueError, match=f"unknown classes 'imagnet'; expected {known} or a JSON file"):
         class_set("imagnet")
     with pytest.raises(ValueError, match=f"unknown templates 'imagnet'; expected {known}, simple"):

@@ -163,11 +163,11 @@ def train_photographs(
     """
     if not any(photographs.texts):
         raise ValueError("no photograph has a caption or a class: a CLIP learns from text")
-    data = digest_texts(*(photographs.describe(row) + str(own) for row, own in enumerate(photographs.texts)))
+    data = digest_texts(*map(photographs.source.describe, range(len(photographs))))
     maps = None
     if guided:
         maps = GuideMaps(run_dir / "guide", len(photographs))
-        maps.make(photographs.load, load_guide(), data)
+        maps.make(photographs.source.load, load_guide(), data)
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(words_of(photographs.texts))
     model = build_clip(len(tokenizer), width=WIDTH, layers=BLOCKS, head_dim=64, text_width=256, text_layers=4,
@@ -183,7 +183,7 @@ def train_photographs(
         config,
         run_dir,
         LookingStep(preprocessing, device, bf16),
-        data=digest_texts(data, f"{guided} {bf16}"),
+        data=digest_texts(data, f"{guided} {bf16} {photographs.texts}"),
     )
     names = [spoken(name) for name in held_out.labelled.class_names] if held_out.labelled is not None else []
     write_directory(run_dir / "clip", lambda path: save_clip(model.cpu(), tokenizer, path, names, TEMPLATES))

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sf_llava.data import CorruptImageError, ImageSource, LabelledImages
+from sf_llava.data.joined import Joined
 from sf_llava.data.sampler import generator_of
 from sf_llava.data.transforms import BootstrapTransform, Preprocessing
 from sf_llava.mini.training.guide import GuideMaps, see
@@ -34,32 +34,17 @@ class Photographs:
     """Pictures of several sets, and what may be said of each.
 
     Attributes:
-        sources: the sets.
+        source: the pictures.
         texts: of every picture in their order; none where nothing is known of it.
         groups: pictures of one group mean the same by their texts (those of a class), and are right for each other.
     """
 
-    sources: Sequence[ImageSource]
+    source: ImageSource
     texts: Sequence[Sequence[str]]
     groups: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    def load(self, index: int) -> Image.Image:
-        source, place = self._find(index)
-        return source.load(place)
-
-    def describe(self, index: int) -> str:
-        source, place = self._find(index)
-        return source.describe(place)
-
-    def _find(self, index: int) -> tuple[ImageSource, int]:
-        for source in self.sources:
-            if index < len(source):
-                return source, index
-            index -= len(source)
-        raise IndexError(index)
 
 
 def gather(
@@ -83,7 +68,7 @@ def gather(
     texts += [[] for _ in range(count)]
     groups += [-1] * count
     sources = [*(images.source for images in captioned), *(classes.source for classes in labelled), *unlabelled]
-    return Photographs(sources, texts, groups)
+    return Photographs(Joined(sources), texts, groups)
 
 
 def spoken(class_name: str) -> str:
@@ -171,7 +156,7 @@ class ViewMaker:
         for index in map(int, rows):
             generator = generator_of(self.seed, epoch, index)
             try:
-                image = self.photographs.load(index)
+                image = self.photographs.source.load(index)
             except CorruptImageError as error:
                 self.corrupt.add(str(error))
                 continue

@@ -52,7 +52,11 @@ def photographs(sets):
 
 
 def test_what_is_said_of_a_picture(photographs):
-    assert len(photographs) == 17 and photographs.describe(4) == "animals 0" and photographs.describe(16) == "streets 2"
+    assert (
+        len(photographs) == 17
+        and photographs.source.describe(4) == "animals 0"
+        and photographs.source.describe(16) == "streets 2"
+    )
     assert photographs.texts[1] == ["a dog runs home", "a dog runs far"]
     assert photographs.texts[5][0] == "a photo of a golf ball" and photographs.texts[14] == []
     groups = photographs.groups
@@ -81,16 +85,16 @@ def test_the_maps_are_made_once_and_only_for_the_same_photographs(photographs, t
         return images.float().mean(dim=(1, 2))[..., None, None].repeat(1, 427, 7, 7)[:, :1280]  # channel means
 
     maps = guide.GuideMaps(tmp_path, 17)
-    maps.make(photographs.load, look, "walks")
+    maps.make(photographs.source.load, look, "walks")
     assert looked == [(1, 224, 224, 3)] * 15 and len(maps.paths) == 5  # two of the animals cannot be decoded
     assert not maps.read(4).any() and maps.read(5).shape == (1280, 7, 7)
-    mean = torch.from_numpy(np.array(photographs.load(5).resize((224, 224), Image.Resampling.BICUBIC))).float()
+    mean = torch.from_numpy(np.array(photographs.source.load(5).resize((224, 224), Image.Resampling.BICUBIC))).float()
     torch.testing.assert_close(maps.read(5)[:3, 3, 3], mean.mean(dim=(0, 1)), rtol=1e-3, atol=0)
     maps.paths[2].unlink()
-    maps.make(photographs.load, look, "walks")
+    maps.make(photographs.source.load, look, "walks")
     assert len(looked) == 15 + 3  # of rows 8 to 11, of which the one at 9 cannot be decoded
     with pytest.raises(ValueError, match="holds maps of"):
-        maps.make(photographs.load, look, "others")
+        maps.make(photographs.source.load, look, "others")
 
 
 def test_views_are_a_function_of_the_step_and_readable_pictures_stand_for_others(photographs):
