@@ -8,6 +8,7 @@ import torch
 from tiny import run_settings, save_images, save_world
 
 from sf_llava.bootstrap.config import BootstrapConfig
+from sf_llava.bootstrap.inherit import check_head
 from sf_llava.bootstrap.objectives.objective import Seen
 from sf_llava.bootstrap.objectives.statistics import measure_tokens
 from sf_llava.bootstrap.objectives.tokens import TokenObjective
@@ -15,7 +16,9 @@ from sf_llava.bootstrap.run import bootstrap
 from sf_llava.data import open_images
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.transforms import BootstrapTransform
+from sf_llava.mini import MINI_STUDENT_DIR
 from sf_llava.model import SparseFormerModel
+from sf_llava.model.loading import load_encoder
 from sf_llava.model.rois import initial_rois
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.tiled import TiledTeacher, by_tile
@@ -104,6 +107,15 @@ def test_a_student_of_tiles_goes_on_as_one_of_whole_pictures(world, tmp_path):
 def test_a_student_from_nothing_takes_the_size_of_all_tiles(world, tmp_path):
     encoder = run(world, tmp_path / "run", tiles=G, steps=1)
     assert (encoder.config.image_size, encoder.config.num_latents, encoder.config.teacher_tiles) == (64, 16, 2)
+
+
+def test_the_student_that_ships_is_known_as_its_teachers_though_it_is_rounded():
+    student, teacher = load_encoder(MINI_STUDENT_DIR), load_teacher("mini")
+    check_head(student, teacher)
+    with torch.no_grad():
+        student.norm.weight.mul_(1.1)
+    with pytest.raises(ValueError, match=r"the student's norm.weight is not that of mini"):
+        check_head(student, teacher)
 
 
 @pytest.mark.parametrize("changes", [dict(num_latents=6), dict(num_latents=8, elastic="4-8")])
