@@ -76,7 +76,7 @@ def _bootstrap(
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
     running = config.run
     teacher = load_teacher(running.teacher, dtype=dtype, device=accelerator.device)
-    if config.student.tiles > 1:
+    if config.student.tiles is not None:
         teacher = TiledTeacher(teacher, config.student.tiles)
     torch.manual_seed(running.seed)
     student = make_student(config.student, teacher, accelerator.device.type == "cpu")
