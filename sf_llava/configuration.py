@@ -37,6 +37,7 @@ COUNTS = {
     "num_sampling_points": 4096,
     "mixing_size": 65_536,
     "mixing_points": 4096,
+    "teacher_tiles": 64,
 }
 """Fields that count something, from 1, with bounds far above any encoder: a damaged file is refused before any work."""
 MAX_PARAMETERS = 32_000_000_000
@@ -92,6 +93,8 @@ class SparseFormerConfig(PretrainedConfig):
         resize_mode: ``shortest`` keeps the picture's proportions, ``squash`` does not, the teacher's (SigLIP: squash).
         num_teacher_layers: blocks of the teacher, of which the cortex is the last; by them a LLaVA's hidden state is
             found again. 0 where it is not known.
+        teacher_tiles: G of an encoder that reads a picture in place of G x G tiles of its teacher, and in place of the
+            whole of it that a LLaVA with tiles shows beside them; 1 for one that reads what its teacher reads.
         initializer_range: standard deviation of new weights.
         kwargs: fields of every configuration of transformers.
 
@@ -129,6 +132,7 @@ class SparseFormerConfig(PretrainedConfig):
         resize_mode: str = "shortest",
         use_cls: bool = True,
         num_teacher_layers: int = 0,
+        teacher_tiles: int = 1,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -156,6 +160,7 @@ class SparseFormerConfig(PretrainedConfig):
         self.resize_mode = resize_mode
         self.use_cls = use_cls
         self.num_teacher_layers = num_teacher_layers
+        self.teacher_tiles = teacher_tiles
         self.initializer_range = initializer_range
         refuse_unknown(SparseFormerConfig, kwargs)
         self._check()

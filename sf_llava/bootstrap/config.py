@@ -22,6 +22,7 @@ BLOCKS = Number(int, 0, 1000)
 WORKERS = Number(int, 0, 512)
 EPOCHS = Number(float, 0, 10**6, above=True)
 BETA = Number(float, 0, 1 - 1e-9)
+TILES = Number(int, 2, 64)
 AREA = Number(float, 0, 1, above=True)
 RATIO = Number(float, 1, 100)
 LAYER = Number(int, -1000, -1)
@@ -104,6 +105,12 @@ class StudentConfig:
         None,
         "LOWEST-HIGHEST, as 8-32: every step draws its number of latents between these, and the encoder runs with any "
         "of them; default: `num_latents` alone",
+    )
+    tiles: int | None = _flag(
+        None,
+        "G, 2 or more: the student reads a whole picture of G times the teacher's side, in place of G x G tiles that "
+        "the teacher reads one by one, as in a LLaVA with tiles; default: both read the same",
+        TILES,
     )
     image_size: int | None = _flag(None, "student's input side in pixels; default: the teacher's", PIXELS)
     num_truncated: int | None = _flag(None, "leading teacher blocks to drop; default: a third (Table 8)", BLOCKS)

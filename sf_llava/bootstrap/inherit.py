@@ -96,6 +96,7 @@ def student_config(
         resize_mode=teacher.preprocessing.resize_mode,
         use_cls=teacher.use_cls,
         num_teacher_layers=teacher.num_hidden_layers,
+        teacher_tiles=teacher.tiles,
     )
 
 

@@ -83,8 +83,8 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_reduction(asked: Mapping[str, Any], align: Mapping[str, float]) -> None:
     """Refuse what is about a SparseFormer where the student is the teacher with fewer tokens."""
-    others = ("init_from", "num_latents", "elastic", "image_size", "num_truncated", "reuse_weights", "attention")
-    if idle := [name for name in (*others, "gradient_checkpointing") if name in asked]:
+    others = ("init_from", "num_latents", "elastic", "tiles", "image_size", "num_truncated", "reuse_weights")
+    if idle := [name for name in (*others, "attention", "gradient_checkpointing") if name in asked]:
         raise ValueError(f"`{idle[0]}` has no use with `reduce`: its student is the whole teacher with fewer tokens")
     if align:
         raise ValueError("`reduce` is trained by its embedding alone: leave out `align`, whose losses are on latents")

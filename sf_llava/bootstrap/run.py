@@ -37,6 +37,7 @@ from sf_llava.model.costs import count_multiply_adds
 from sf_llava.report import environment
 from sf_llava.teachers import load_teacher
 from sf_llava.teachers.base import Teacher
+from sf_llava.teachers.tiled import TiledTeacher
 from sf_llava.zero_shot.run import evaluate_zero_shot
 
 GO_ON = "the same command with `resume` goes on from the newest checkpoint"
@@ -75,6 +76,8 @@ def _bootstrap(
     dtype = DTYPES.get(accelerator.mixed_precision, torch.float32)
     running = config.run
     teacher = load_teacher(running.teacher, dtype=dtype, device=accelerator.device)
+    if config.student.tiles is not None:
+        teacher = TiledTeacher(teacher, config.student.tiles)
     torch.manual_seed(running.seed)
     student = make_student(config.student, teacher, accelerator.device.type == "cpu")
     reused = config.student.reuse_weights

@@ -23,27 +23,58 @@ def make_student(config: StudentConfig, teacher: Teacher, on_cpu: bool) -> Stude
         return TunedTeacher(teacher, config.reduce)
     if config.init_from is None:
         shape = student_config(teacher, config.num_latents, config.image_size, config.num_truncated)
-        student = SparseFormerModel(shape)
+        student, earlier = SparseFormerModel(shape), None
         inherit(student, teacher, config.reuse_weights)
     else:
-        student = load_encoder(config.init_from)
-        check_fits(student.config, teacher)
-        check_head(student, teacher)
+        earlier = load_encoder(config.init_from)
+        check_fits(earlier.config, teacher)
+        check_head(earlier, teacher)
         student = resize(
-            student,
-            config.num_latents or student.config.num_latents,
-            config.image_size or student.config.image_size,
+            earlier,
+            config.num_latents or earlier.config.num_latents,
+            config.image_size or earlier.config.image_size,
         )
         for name in ("interpolation", "crop_fraction", "resize_mode"):  # encoders of before had none of them
             setattr(student.config, name, getattr(teacher.preprocessing, name))
         student.config.num_teacher_layers = teacher.num_hidden_layers
+        student.config.teacher_tiles = teacher.tiles
     if config.elastic is not None:
         make_elastic(student, config.elastic)
+    if teacher.tiles > 1:
+        start_in_tiles(student, earlier)
     # On CPUs the backward of fused attention is slower than plain products.
     student.set_attn_implementation(config.attention if config.attention != "auto" else "eager" if on_cpu else "sdpa")
     if config.gradient_checkpointing:
         student.gradient_checkpointing_enable()
     return student
+
+
+@torch.no_grad()
+def start_in_tiles(student: SparseFormerModel, earlier: SparseFormerModel | None) -> None:
+    """Let equal parts of the latents start on the tiles of the student's teacher, row by row, each on the same grid.
+
+    Args:
+        student: reads whole pictures; changed in place.
+        earlier: from which it is continued; where it has as many latents, its grid is kept, or if it reads tiles and
+            has as many as there are for each, put on each.
+
+    Raises:
+        ValueError: the latents make no equal parts, or their number is not fixed.
+    """
+    tiles, config = student.config.teacher_tiles, student.config
+    if config.num_latents % tiles**2 or config.num_latents_range is not None:
+        raise ValueError(
+            f"`tiles` {tiles} of a student with {config.num_latents} latents: expected a multiple of {tiles**2}, as "
+            "many for each tile, and no `elastic`"
+        )
+    count = config.num_latents // tiles**2
+    before = None if earlier is None else (earlier.config.teacher_tiles, earlier.config.num_latents)
+    if before == (tiles, config.num_latents):
+        return
+    grid = earlier.focusing.initial_rois if earlier is not None and before == (1, count) else initial_rois(count)
+    rows, columns = torch.arange(tiles).repeat_interleave(tiles), torch.arange(tiles).repeat(tiles)
+    corners = torch.stack([columns, rows, columns, rows], dim=-1)  # [G^2, 4]
+    student.focusing.initial_rois.copy_(((corners[:, None] + grid) / tiles).flatten(0, 1))
 
 
 def make_elastic(student: SparseFormerModel, elastic: str) -> None:

@@ -26,10 +26,11 @@ from sf_llava.bootstrap.progress import Progress
 from sf_llava.bootstrap.run_directory import RunDirectory
 from sf_llava.bootstrap.schedule import learning_rate_factor, make_plan
 from sf_llava.bootstrap.teacher_cache import TeacherCache
-from sf_llava.bootstrap.validation import Validator, resize_pixels
+from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.bootstrap_images import BootstrapImages
 from sf_llava.data.sampler import generator_of
 from sf_llava.data.streaming import BootstrapStream
+from sf_llava.data.transforms import resize_pixels
 from sf_llava.measure.tuned import Student
 from sf_llava.teachers.base import Teacher
 from sf_llava.teachers.compiled import compile_frozen, pays

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sf_llava.data import ImageSource
 from sf_llava.data.bootstrap_images import BootstrapImages
-from sf_llava.data.transforms import BootstrapTransform, Preprocessing
+from sf_llava.data.transforms import BootstrapTransform, Preprocessing, resize_pixels
 from sf_llava.measure.tuned import TunedTeacher
 from sf_llava.teachers.base import Teacher
 from sf_llava.visualize import focus_sheet, pictures_from_pixels
@@ -118,10 +118,3 @@ class Validator:
         if self.task is None:
             return torch.zeros(len(labels), device=embeds.device)
         return (self.class_logits(embeds).argmax(-1) == labels).float()
-
-
-def resize_pixels(pixel_values: Tensor, size: int) -> Tensor:
-    """Resize normalised pixels (B, 3, S, S) to ``size``, for teachers whose input is smaller or larger."""
-    if pixel_values.shape[-1] == size:
-        return pixel_values
-    return F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True, align_corners=False)

@@ -21,6 +21,10 @@ Through a LLaVA's frozen LLM more is kept, for more time; and one encoder serves
     ... --stage scienceqa --init-from runs/sf-l-64 --align set+llm+placed --llava DIR --questions DIR
     ... --num-latents 64 --elastic 16-196
 
+For a LLaVA that cuts pictures into tiles, one student reads the whole picture in place of 2 x 2 of them:
+
+    ... --stage continue --init-from runs/sf-l-16 --tiles 2 --image-size 672 --num-latents 64
+
 In place of a SparseFormer, the teacher itself with fewer tokens, tuned by the same loss, pictures and steps (Table 4; a
 zero-shot table of both: sf-llava zero-shot --encoder runs/sf-b-49 runs/tome-16 --reduced tome:16):
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -211,3 +212,10 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 def pixels_of(image: Image.Image) -> Tensor:
     """Copy an RGB picture's bytes: (height, width, 3) uint8."""
     return torch.from_numpy(np.array(image))
+
+
+def resize_pixels(pixel_values: Tensor, size: int) -> Tensor:
+    """Resize normalised pixels (B, 3, S, S) to ``size``, for teachers whose input is smaller or larger."""
+    if pixel_values.shape[-1] == size:
+        return pixel_values
+    return F.interpolate(pixel_values, (size, size), mode="bicubic", antialias=True, align_corners=False)

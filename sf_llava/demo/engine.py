@@ -131,7 +131,8 @@ class Engine:
             start = self._now()
             seen = see(self.model, pixels, None, **inputs, **wanted)
             milliseconds = 1e3 * (self._now() - start)
-        whole = pixels.flatten(0, -4)[:1]  # where tiles of the picture follow it
+        views = pixels.flatten(0, -4)  # the whole picture, and where it is cut its tiles
+        whole = views[-1:] if encoder is not None and encoder.config.teacher_tiles > 1 else views[:1]
         (square,) = pictures_from_pixels(whole, images.image_mean, images.image_std)
         view = View(seen.features[0], milliseconds, square)
         if encoder is not None:

@@ -40,6 +40,8 @@ def count_picture_costs(
     inputs = encode_prompts(processor, [processor.image_token], [[Image.new("RGB", (8, 8))]])
     tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
     views = inputs["pixel_values"].shape[:-3].numel()  # several of a picture that is cut into tiles
+    if getattr(model.config.vision_config, "teacher_tiles", 1) > 1:
+        views = 1
     tower = model.model.vision_tower
     seen = views * count_multiply_adds(tower, model.config.vision_config.image_size, output_hidden_states=True)
     config = model.config.get_text_config()

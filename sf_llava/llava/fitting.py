@@ -54,7 +54,7 @@ def find_interface(model: LlavaForConditionalGeneration) -> Interface:
 
 
 def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
-    """Check an encoder against a LLaVA's config and the channels that its projector takes: CLS, width, layers.
+    """Check an encoder against a LLaVA's config and the channels that its projector takes: CLS, tiles, width, layers.
 
     Raises:
         ValueError: it does not fit; the message says which encoder would.
@@ -64,6 +64,11 @@ def check_fit(encoder: SparseFormerModel, config: Any, width: int) -> None:
         raise ValueError(
             f"the vision tower of this LLaVA ({config.vision_config.model_type}) has {towers} but the encoder has "
             f"{encoders}: bootstrap an encoder from the tower that this LLaVA was trained with"
+        )
+    if (tiles := encoder.config.teacher_tiles) > 1 and not hasattr(config, "image_grid_pinpoints"):
+        raise ValueError(
+            f"the encoder reads pictures in place of {tiles} x {tiles} tiles, but this LLaVA was trained to read a "
+            "picture as one view: bootstrap an encoder without `tiles`"
         )
     check_strategy(encoder.config, strategy_of(config))
     layers = find_layers(encoder.config, config)

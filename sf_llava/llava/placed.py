@@ -47,8 +47,7 @@ class PlacedLlava(LlavaForConditionalGeneration):
         reading = self._reading()
         prompt = embed(self, {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values},
                        reading)  # fmt: skip
-        num_latents = int(prompt.latents.sum()) // len(pixel_values)
-        with weigh_latents(self, prompt.latents, reading.bias(num_latents)):
+        with weigh_latents(self, prompt.latents, prompt.bias):
             return super().forward(
                 inputs_embeds=prompt.inputs_embeds,
                 attention_mask=attention_mask,

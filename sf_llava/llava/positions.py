@@ -17,19 +17,23 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from sf_llava.llava.families import family_of
+from sf_llava.llava.grids import PictureInPlace, see_in_place
 from sf_llava.llava.hooks import read_prompts, weigh_latents
-from sf_llava.llava.host import embed_prompts, find_llava, refuse_tiles
+from sf_llava.llava.host import embed_prompts, find_llava
 from sf_llava.llava.reading import Reading, reading_of, see
 
 POSITIONS_AND_BIAS = "positions by RoI centre and an attention bias"
 
 
 class PromptInPlace(NamedTuple):
-    """What a LLaVA reads: ``inputs_embeds`` (B, L, W), ``position_ids`` (B, L), ``latents`` (B, L) bool."""
+    """What a LLaVA reads: ``inputs_embeds`` (B, L, W), ``position_ids`` (B, L), ``latents`` (B, L) bool, and the
+    ``bias`` on the attention from text to these."""
 
     inputs_embeds: Tensor
     position_ids: Tensor
     latents: Tensor
+    bias: float
 
 
 @torch.no_grad()
@@ -40,27 +44,37 @@ def embed_in_place(
 
     Args:
         model: a LLaVA whose vision tower is a SparseFormer, wrapped or not.
-        inputs: of its processor: ``input_ids``, ``attention_mask`` (B, L) and ``pixel_values`` (I, 3, S, S).
+        inputs: of its processor: ``input_ids``, ``attention_mask`` (B, L) and ``pixel_values`` (I, 3, S, S); where
+            pictures are cut into tiles (I, V, 3, S, S), with ``image_sizes``.
         num_patches: M of the vision tower that the LLM was trained with.
 
     Raises:
-        ValueError: another tower, one that is read at several layers, or a LLaVA that cuts pictures into tiles.
+        ValueError: another tower, one that is read at several layers, or videos.
     """
     model = find_llava(model)
-    refuse_tiles(model, POSITIONS_AND_BIAS)
     return embed(model, inputs, reading_of(model, num_patches))
 
 
 def embed(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], reading: Reading) -> PromptInPlace:
     """Do what :func:`embed_in_place` does, by ``reading``, with a gradient."""
-    seen = see(model, inputs["pixel_values"], reading)
-    assert seen.places is not None, "reading by RoI centre gives places"
-    input_ids, places = inputs["input_ids"], seen.places
-    embeds = embed_prompts(model, input_ids, seen.features.flatten(0, 1))
+    if inputs.get("pixel_values_videos") is not None:
+        raise ValueError(f"{POSITIONS_AND_BIAS}: for pictures, not for videos, whose frames stock models pool")
+    family = family_of(model)
+    if family is not None and family.flat is not None:
+        pictures, bias = see_in_place(model, inputs, reading)
+    else:
+        seen = see(model, inputs["pixel_values"], reading)
+        assert seen.places is not None and reading.num_patches is not None, "reading by RoI centre gives places"
+        is_latent, span = torch.arange(seen.places.shape[1]) >= reading.with_cls, reading.num_patches + reading.with_cls
+        pictures = [PictureInPlace(*one, is_latent, span) for one in zip(seen.features, seen.places, strict=True)]
+        bias = reading.bias(int(is_latent.sum()))
+    input_ids = inputs["input_ids"]
+    embeds = embed_prompts(model, input_ids, torch.cat([picture.features for picture in pictures]))
     image = input_ids == model.config.image_token_id
-    positions = reading.count_positions(image, _attended(inputs).bool(), places.to(image.device))
-    is_latent = (torch.arange(places.shape[1]) >= reading.with_cls).repeat(len(places))
-    return PromptInPlace(embeds, positions, image.masked_scatter(image, is_latent.to(image.device)))
+    places, spans = [picture.places for picture in pictures], [picture.span for picture in pictures]
+    positions = reading.count_positions(image, _attended(inputs).bool(), places, spans)
+    latents = torch.cat([picture.latents for picture in pictures]).to(image.device)
+    return PromptInPlace(embeds, positions, image.masked_scatter(image, latents), bias)
 
 
 def _attended(inputs: Mapping[str, Any]) -> Tensor:
@@ -86,11 +100,10 @@ def generate_in_place(
         ``return_dict_in_generate`` what ``generate`` returns, its ``sequences`` also without the prompts.
 
     Raises:
-        ValueError: prompts padded on the right, another tower, a LLaVA that cuts pictures into tiles, or a way of
-            generating in which the LLM is asked for other tokens than the prompt's and its answer's.
+        ValueError: prompts padded on the right, another tower, videos beside pictures, or a way of generating in which
+            the LLM is asked for other tokens than the prompt's and its answer's.
     """
     model = find_llava(model)
-    refuse_tiles(model, POSITIONS_AND_BIAS)
     length = inputs["input_ids"].shape[1]
     if inputs.get("pixel_values") is None:
         given = {name: value for name, value in inputs.items() if value is not None}
@@ -107,10 +120,9 @@ def generate_behind_prompts(
     if not attended[:, -1].all():
         raise ValueError("the prompts are padded on the right: generation needs them padded on the left")
     prompt = embed(model, inputs, reading)
-    num_latents = int(prompt.latents.sum()) // len(inputs["pixel_values"])
     words = model.get_input_embeddings()(input_ids)
     with (
-        weigh_latents(model, prompt.latents, reading.bias(num_latents)),
+        weigh_latents(model, prompt.latents, prompt.bias),
         read_prompts(model, words, prompt.inputs_embeds, prompt.position_ids),
     ):
         return model.generate(input_ids=input_ids, attention_mask=attended, **generation)

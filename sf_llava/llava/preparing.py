@@ -66,6 +66,19 @@ def fit_grid(grid: Sequence[Sequence[int]], side: int, own_side: int) -> list[li
     return [[length // own_side * side for length in size] for size in grid]
 
 
+def fit_whole_grid(grid: Sequence[Sequence[int]], side: int, own_side: int, tiles: int) -> list[list[int]]:
+    """Give the one size, ``side``, to which pictures are brought to be read whole in place of ``tiles`` x ``tiles``.
+
+    Raises ValueError where the LLaVA cuts no picture so.
+    """
+    if [tiles * own_side] * 2 not in [list(size) for size in grid]:
+        raise ValueError(
+            f"the encoder reads pictures in place of {tiles} x {tiles} tiles of {own_side} pixels, but the LLaVA's "
+            f"image_grid_pinpoints hold no {[tiles * own_side] * 2}: bootstrap one with other `tiles`"
+        )
+    return [[side, side]]
+
+
 def _fit(images: Any, config: SparseFormerConfig) -> None:
     size, side = getattr(images, "size", None), config.image_size
     images.size = _like(size, {"shortest_edge": side} if "shortest_edge" in dict(size or {}) else _square(side))

@@ -15,7 +15,9 @@ the tower, W width of the LLM.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -74,7 +76,9 @@ class Reading:
         assert self.num_patches is not None, "latents that are read as they come have no bias"
         return math.log(self.num_patches / num_latents)
 
-    def count_positions(self, image: Tensor, attended: Tensor, places: Tensor) -> Tensor:
+    def count_positions(
+        self, image: Tensor, attended: Tensor, places: Iterable[Tensor], spans: Iterable[int] | None = None
+    ) -> Tensor:
         """Count the position ids of prompts whose pictures are read by RoI centre.
 
         A word takes one; a picture as many as it took in training, in which its tokens stand at their places.
@@ -82,13 +86,15 @@ class Reading:
         Args:
             image: (B, L) bool, which tokens are a picture's.
             attended: (B, L) bool, which are no padding.
-            places: (I, T) of :meth:`select`, in the order of the pictures in the prompts.
+            places: (T,) for each picture, as of :meth:`select`, in the order of the pictures in the prompts.
+            spans: how many positions each took; None: as many as the tower's tokens that are read.
 
         Returns:
             (B, L) int64.
         """
         assert self.num_patches is not None, "tokens that are read as they come are counted by the model itself"
-        taken, rows, pictures = self.num_patches + self.with_cls, [], iter(places)
+        spans = repeat(self.num_patches + self.with_cls) if spans is None else spans
+        rows, pictures = [], zip(places, spans, strict=False)
         for is_image, is_attended in zip(image.tolist(), attended.tolist(), strict=True):
             row: list[int] = []
             position, start, inside = 0, 0, iter(list[int]())
@@ -98,7 +104,8 @@ class Reading:
                     position += real
                     continue
                 if (place := next(inside, None)) is None:  # the next picture begins
-                    start, inside = position, iter(next(pictures).tolist())
+                    own, taken = next(pictures)
+                    start, inside = position, iter(own.tolist())
                     position, place = start + taken, next(inside)
                 row.append(start + place)
             rows.append(row)

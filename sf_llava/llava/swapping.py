@@ -25,7 +25,7 @@ from sf_llava.configuration import SparseFormerConfig
 from sf_llava.llava.families import family_of
 from sf_llava.llava.fitting import Interface, check_fit, find_interface, find_layers
 from sf_llava.llava.host import find_llava, kind_of, unwrap
-from sf_llava.llava.preparing import fit_grid, fit_image_processor, fit_video_processor
+from sf_llava.llava.preparing import fit_grid, fit_image_processor, fit_video_processor, fit_whole_grid
 from sf_llava.llava.reading import layer_field, strategy_of
 from sf_llava.llava.tokens import (
     check_processor,
@@ -81,7 +81,8 @@ def swap(
 ) -> Swap:
     """Replace the vision tower of ``model`` by ``encoder`` and tell ``processor`` the new size and token count.
 
-    A LLaVA that cuts pictures into tiles, and its processor, become the classes of tiles.py, which lay tiles flat.
+    A LLaVA that cuts pictures into tiles, and its processor, become the classes of tiles.py, which lay tiles flat, or
+    read a picture in one view where the encoder was bootstrapped to (``teacher_tiles`` of its configuration).
 
     Args:
         model: a loaded LLaVA of any family (families.py), in any precision, quantised or not, on one device or
@@ -152,8 +153,12 @@ def _changes_of_config(encoder: SparseFormerConfig, config: Any, has_tiles: bool
     if hasattr(config, "image_seq_length"):
         changes["image_seq_length"] = count_image_tokens(encoder, strategy_of(config))
     if has_tiles:
-        side = config.vision_config.image_size
-        changes["image_grid_pinpoints"] = fit_grid(config.image_grid_pinpoints, encoder.image_size, side)
+        grid, side, tiles = config.image_grid_pinpoints, config.vision_config.image_size, encoder.teacher_tiles
+        changes["image_grid_pinpoints"] = (
+            fit_grid(grid, encoder.image_size, side)
+            if tiles == 1
+            else fit_whole_grid(grid, encoder.image_size, side, tiles)
+        )
     return changes
 
 

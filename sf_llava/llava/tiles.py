@@ -8,6 +8,11 @@ classes here, which lay a picture of K tiles out as
     a picture that is one view alone (of several in a OneVision prompt):  T + 1
     a video of F frames: F T, in OneVision with one newline behind it
 
+An encoder that was bootstrapped to read whole pictures in place of G x G tiles reads each in one view, padded to a
+square, and no newline is needed:
+
+    a picture: T
+
 Their configurations have names of their own, so that a saved directory loads as what it is once :func:`register` has
 made them known to transformers' Auto classes, as importing ``sf_llava.llava`` does.
 
@@ -15,7 +20,7 @@ Letters: V views of a picture (the whole of it, then K tiles), T tokens a view (
 of the LLM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,11 +46,35 @@ from transformers import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.image_processing_utils import select_best_resolution
 
+from sf_llava.llava.reading import layers_read, strategy_of
+
 
 def count_views(height: int, width: int, grid_pinpoints: Sequence[Sequence[int]], side: int) -> int:
     """Count V, the views of a picture of ``height`` x ``width`` pixels: the whole of it and its tiles of ``side``."""
     best = select_best_resolution((height, width), list(grid_pinpoints))
     return 1 + (best[0] // side) * (best[1] // side)
+
+
+def count_all_views(
+    sizes: Iterable[Sequence[int]], grid_pinpoints: Sequence[Sequence[int]], side: int, in_prompts: Any = None
+) -> list[int]:
+    """Count the views of each of several pictures.
+
+    Args:
+        sizes: (height, width) of each in pixels.
+        grid_pinpoints, side: as of :func:`count_views`.
+        in_prompts: how many of them each prompt has, where of several in one prompt none is tiled; None: all are.
+    """
+    tiled = None if in_prompts is None else [int(count) == 1 for count in in_prompts for _ in range(int(count))]
+    return [
+        count_views(int(height), int(width), grid_pinpoints, side) if tiled is None or tiled[number] else 1
+        for number, (height, width) in enumerate(sizes)
+    ]
+
+
+def is_whole(grid_pinpoints: Sequence[Sequence[int]], side: int) -> bool:
+    """Tell whether pictures are read whole, in one view in place of all tiles: there is no other size."""
+    return [list(size) for size in grid_pinpoints] == [[side, side]]
 
 
 def count_tokens(num_views: int, tokens_per_view: int) -> int:
@@ -73,6 +102,9 @@ class _FlatModel:
     """What the model inside does with the views that its tower has read."""
 
     image_newline: Tensor
+    config: Any
+    vision_tower: Callable[..., Any]
+    multi_modal_projector: Callable[[Tensor], Tensor]
 
     def pack_image_features(
         self, image_features: Sequence[Tensor], image_sizes: Any, *options: Any, **named_options: Any
@@ -80,6 +112,28 @@ class _FlatModel:
         """Lay pictures (V, T, W) flat; how a grid would be packed (sizes, aspect ratio) does not matter."""
         packed = [lay_flat(views, self.image_newline) for views in image_features]
         return packed, torch.tensor([len(tokens) for tokens in packed], device=image_features[0].device)
+
+    def get_image_features(
+        self, pixel_values: Tensor, image_sizes: Any = None, batch_num_images: Any = None, **options: Any
+    ) -> Any:
+        """Read pictures (I, V, 3, S, S) as the stock model does, or where they are read whole the last view of each.
+
+        Returns:
+            What the tower gave, with ``pooler_output``: a (tokens, W) for each picture.
+        """
+        config = self.config
+        pinpoints, side = config.image_grid_pinpoints, config.vision_config.image_size
+        if not is_whole(pinpoints, side):
+            prompts = {} if batch_num_images is None else {"batch_num_images": batch_num_images}
+            return super().get_image_features(pixel_values, image_sizes, **prompts, **options)  # type: ignore[misc]
+        counts = count_all_views(image_sizes, pinpoints, side, batch_num_images)
+        squares = torch.stack([views[count - 1] for views, count in zip(pixel_values, counts, strict=True)])
+        wanted = {name: value for name, value in options.items() if name == "output_sampling_points"}
+        outputs = self.vision_tower(squares, output_hidden_states=True, return_dict=True, **wanted)
+        tokens = torch.cat([outputs.hidden_states[layer] for layer in layers_read(config)], dim=-1)
+        tokens = tokens[:, 1:] if strategy_of(config) == "default" else tokens
+        outputs.pooler_output = list(self.multi_modal_projector(tokens))
+        return outputs
 
 
 class _FlatProcessor:
@@ -99,13 +153,12 @@ class _FlatProcessor:
 
     def replace_image_token(self, image_inputs: dict, image_idx: int = 0, **options: Any) -> str:
         """Write a picture's image tokens; ``image_inputs`` are those that its image processor made."""
-        height, width = (int(side) for side in image_inputs["image_sizes"][image_idx])
-        side = image_inputs["pixel_values"][0][0].shape[-1]
-        views = count_views(height, width, self.image_processor.image_grid_pinpoints, side)
+        pinpoints, side = self.image_processor.image_grid_pinpoints, image_inputs["pixel_values"][0][0].shape[-1]
+        if is_whole(pinpoints, side):
+            return self.image_token * self.tokens_per_view
         in_prompts = image_inputs.get("batch_num_images")  # OneVision's: of several pictures in a prompt none is tiled
-        if in_prompts is not None and [count for count in in_prompts for _ in range(count)][image_idx] > 1:
-            views = 1
-        return self.image_token * count_tokens(views, self.tokens_per_view)
+        counts = count_all_views(image_inputs["image_sizes"], pinpoints, side, in_prompts)
+        return self.image_token * count_tokens(counts[image_idx], self.tokens_per_view)
 
     def replace_video_token(self, video_inputs: dict, video_idx: int = 0, **options: Any) -> str:
         """Write a video's tokens: T a frame."""

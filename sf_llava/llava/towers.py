@@ -8,8 +8,7 @@ from pathlib import Path
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from sf_llava.configuration import SparseFormerConfig
-from sf_llava.llava.host import find_llava, refuse_tiles
-from sf_llava.llava.positions import POSITIONS_AND_BIAS
+from sf_llava.llava.host import find_llava
 from sf_llava.llava.reduction import REDUCERS, reduced
 from sf_llava.llava.swapping import swapped
 from sf_llava.llava.tokens import complete_processor, count_patches
@@ -72,13 +71,11 @@ def tower_in_place(
 
     Raises:
         ValueError: an encoder that does not fit, a model whose own tower is a SparseFormer already, or a LLaVA that
-            cuts pictures into tiles for a tower with positions and bias or with a quarter of its own tokens.
+            cuts pictures into tiles for a tower with a quarter of its own tokens.
     """
     if not isinstance(tower, Tower):
         tower = Tower(tower) if tower in (ORIGINAL, *REDUCERS) else Tower(SWAPPED, Path(tower))
     model = find_llava(model)
-    if tower.positions_and_bias:
-        refuse_tiles(model, POSITIONS_AND_BIAS)
     if isinstance(model.config.vision_config, SparseFormerConfig):
         if tower.kind != ORIGINAL:
             raise ValueError("this LLaVA has a SparseFormer for its own tower: it can only be asked through that one")

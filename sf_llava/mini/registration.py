@@ -26,6 +26,7 @@ def register(clip: Path, siglip: Path, llava: Path, student: Path) -> None:
     """Register the drawn world, and the small CLIP, SigLIP, LLaVA and student in the given directories."""
     catalogue.IMAGES.register("mini", open_images, USAGE)
     catalogue.IMAGES.register("mini-test", open_test_images)
+    catalogue.IMAGES.register("mini-mosaics", open_mosaic_images, "mini-mosaics[:SPLIT]")
     catalogue.LABELLED.register("mini", open_labelled, USAGE)
     catalogue.LABELLED.register("mini-train", open_labelled_for_training)
     catalogue.MASKED.register("mini", open_masked, USAGE)
@@ -58,6 +59,13 @@ def open_test_images(where: str) -> "ImageSource":
     from sf_llava.mini.world.scenes import MiniImages
 
     return MiniImages(_domain(where), size=2**33, split="test")
+
+
+def open_mosaic_images(where: str) -> "ImageSource":
+    """Join pictures of four diagrams each, of the training split where no other is named."""
+    from sf_llava.mini.questions.mosaics import MosaicImages
+
+    return MosaicImages(where or "train")
 
 
 def open_labelled(where: str) -> "LabelledImages":

@@ -43,6 +43,7 @@ class Teacher(nn.Module):
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: geometry of the blocks.
         hidden_act: activation of the blocks, a name that ``transformers.activations.ACT2FN`` knows.
         layer_norm_eps: of every LN in the blocks and of the final one.
+        tiles: G, where a picture is read in G x G tiles (tiled.py); 1 where it is one view.
         use_cls: whether CLS stands first and gives the embedding; without it attention pools the patches.
         num_registers: R, tokens inside the blocks that no one reads.
         projection_dim: size of ``image_embeds`` behind CLIP's projection, None where there is none.
@@ -58,6 +59,7 @@ class Teacher(nn.Module):
     intermediate_size: int
     hidden_act: str
     layer_norm_eps: float
+    tiles: int = 1
     use_cls: bool = True
     num_registers: int = 0
     projection_dim: int | None = None

@@ -193,13 +193,13 @@ FIELDS = {
     *("stage", "teacher", "output", "resume", "seed", "device", "dtype", "workers", "threads"),
     *("log_every", "trackers", "eval_every", "save_every", "keep_checkpoints", "teacher_cache"),
     *("data", "val_data", "classes", "val_images", "flip", "crop_scale_min", "crop_ratio_max"),
-    *("init_from", "reduce", "num_latents", "elastic", "image_size", "num_truncated", "num_tunable", "reuse_weights"),
-    *("gradient_checkpointing", "attention"),
+    *("init_from", "reduce", "num_latents", "elastic", "tiles", "image_size", "num_truncated", "num_tunable"),
+    *("reuse_weights", "gradient_checkpointing", "attention"),
     *("loss", "temperature", "class_loss_weight", "align", "align_layer", "llava", "questions"),
     *("epochs", "steps", "warmup_epochs", "warmup_steps", "batch_size", "micro_batch_size", "llm_batch_size"),
     *("lr", "inherited_lr_scale", "weight_decay", "beta1", "beta2", "clip_norm"),
 }
-"""What ``config.json`` has held since version 0.1, trackers and teacher_cache, which may differ, elastic and
+"""What ``config.json`` has held since version 0.1, trackers and teacher_cache, which may differ, elastic, tiles and
 reduce, None in all earlier runs: with other names, an earlier run could not be resumed."""
 
 

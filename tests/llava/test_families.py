@@ -32,7 +32,7 @@ from sf_llava.llava import (
 from sf_llava.llava.reading import layer_field, read_views
 from sf_llava.llava.reduction import reduced
 from sf_llava.llava.tokens import complete_processor
-from sf_llava.llava.towers import SWAPPED, Tower, tower_in_place
+from sf_llava.llava.towers import tower_in_place
 from sf_llava.mini import MINI_STUDENT_DIR
 from sf_llava.mini.questions.mosaics import open_mosaics
 from sf_llava.mini.training.tiled_training import build_tiled
@@ -96,13 +96,7 @@ def test_what_is_written_for_one_square_a_picture_is_refused_for_tiles(name, tmp
         reduced(model, processor, "pooled"),
     ):
         pass
-    placed = Tower(SWAPPED, tmp_path, positions_and_bias=True)
-    with pytest.raises(ValueError, match=f"an attention bias: {sentence}"), tower_in_place(model, processor, placed):
-        pass
-    with swapped(model, processor, encoder) as record:
-        for inputs in (inputs_of(processor), {"input_ids": torch.tensor([[1]]), "pixel_values_videos": None}):
-            with pytest.raises(ValueError, match=f"an attention bias: {sentence}"):
-                generate_in_place(model, inputs, record.num_patches)
+    with swapped(model, processor, encoder):
         with pytest.raises(ValueError, match="one number of tokens for every picture"):
             Encoder(processor)
         model.save_pretrained(tmp_path / "saved"), processor.save_pretrained(tmp_path / "saved")

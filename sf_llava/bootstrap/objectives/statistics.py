@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sf_llava.bootstrap.validation import resize_pixels
 from sf_llava.data.bootstrap_images import BootstrapImages
+from sf_llava.data.transforms import resize_pixels
 from sf_llava.teachers.base import Teacher
+from sf_llava.teachers.tiled import by_tile
 
 IMAGES = 512
 IMAGES_AT_ONCE = 64
@@ -82,8 +83,12 @@ class TokenStatistics:
 
 @torch.no_grad()
 def measure_tokens(teacher: Teacher, images: BootstrapImages, layer: int) -> TokenStatistics:
-    """Measure a teacher's patch tokens, the hidden state ``layer``, over evenly spaced training images."""
-    count, width, num_patches = min(IMAGES, len(images)), teacher.hidden_size, teacher.num_patches
+    """Measure a teacher's patch tokens, the hidden state ``layer``, over evenly spaced training images.
+
+    Of a teacher that reads them in tiles every tile counts as an image.
+    """
+    count, width, num_tiles = min(IMAGES, len(images)), teacher.hidden_size, teacher.tiles**2
+    num_patches = teacher.num_patches // num_tiles
     sums = torch.zeros(num_patches, width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)
     sample = torch.empty(0)
@@ -91,11 +96,12 @@ def measure_tokens(teacher: Teacher, images: BootstrapImages, layer: int) -> Tok
         chosen = range(start, min(start + IMAGES_AT_ONCE, count))
         pixels = images.pixel_values(place * len(images) // count for place in chosen)
         tokens = teacher.tokens(resize_pixels(pixels.to(teacher.device), teacher.image_size), layer)
-        tokens = tokens[:, teacher.num_tokens - num_patches :].cpu().double()  # [B, M, D]
+        tokens = by_tile(tokens[:, int(teacher.use_cls) :], teacher.tiles).cpu().double()  # [B, M, D]
         sample = sample if start else tokens
         sums += tokens.sum(dim=0)
         flat = tokens.flatten(0, 1)
         products += flat.T @ flat
+    count *= num_tiles
     mean = sums.sum(dim=0) / (count * num_patches)
     covariance = products / (count * num_patches) - mean.outer(mean)
     std = covariance.diagonal().clamp(min=1e-12).sqrt()

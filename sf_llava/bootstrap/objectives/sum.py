@@ -171,6 +171,11 @@ def make_objective(
         raise ValueError(f"`align_layer` {layer}: the student's cortex has {depth} blocks, layers {-depth - 1} to -1")
     by_llm, by_layers = _only(config.align, LLM_LOSSES), _only(config.align, LAYER_LOSSES)
     by_tokens = _only(config.align, config.align.keys() - by_llm.keys() - by_layers.keys())
+    if teacher.tiles > 1 and (by_llm or by_layers):
+        raise ValueError(
+            f"`align` {' and '.join((by_llm | by_layers).keys())} with `tiles` {teacher.tiles}: a LLaVA reads tiles in "
+            "a layout of its own; align such a student by set, readout and position"
+        )
     others: list[Objective] = []
     if by_tokens:
         # A stream cannot be asked for evenly spaced images: those held out for validation stand for it.
@@ -178,7 +183,7 @@ def make_objective(
         statistics = measure_tokens(teacher, measured, layer)
         if "position" in by_tokens:
             statistics.require_places()
-        others.append(TokenObjective(by_tokens, statistics))
+        others.append(TokenObjective(by_tokens, statistics, teacher.tiles))
     attention = student.config._attn_implementation
     if by_layers:
         assert config.llava is not None, "the configuration was checked"

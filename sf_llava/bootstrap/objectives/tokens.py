@@ -12,6 +12,9 @@ has a few very large ones).
     readout   attention over the latents returns what attention over the patch tokens returns
     position  what the latents say of a place, as the teacher writes places, is what its patch tokens say of it
 
+Of a teacher that reads a picture in tiles (``TiledTeacher``) and a student that reads the whole of it, each tile is
+such an image: those of the latents that start on it are compared with its patch tokens.
+
 Letters: B images, N latents, M patches, T tokens (CLS first), D width, Q queries, R directions.
 """
 
@@ -26,6 +29,7 @@ from torch import Tensor
 
 from sf_llava.bootstrap.objectives.objective import Objective, Seen
 from sf_llava.bootstrap.objectives.statistics import TokenStatistics
+from sf_llava.teachers.tiled import by_tile
 
 TEMPERATURE = 0.1  # of the soft matches
 NUM_QUERIES = 32  # for each image
@@ -136,15 +140,18 @@ class TokenObjective(Objective):
     Attributes:
         weights: of ``set``, ``readout``, ``position``, one or more.
         statistics: of the teacher's patch tokens; see :func:`measure_tokens`.
+        tiles: of the teacher, a side.
     """
 
     weights: Mapping[str, float]
     statistics: TokenStatistics
+    tiles: int = 1
     needs_tokens: ClassVar[bool] = True
 
     def __call__(self, student: Seen, teacher: Seen, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Compute every term, unweighted; see :class:`Objective`. The generator draws the queries of ``readout``."""
-        latents, patches = (self.statistics.standardise(seen.places) for seen in (student, teacher))
+        own = student.places.unflatten(1, (self.tiles**2, -1)).flatten(0, 1)  # [B G^2, N / G^2, D]
+        latents, patches = map(self.statistics.standardise, (own, by_tile(teacher.places, self.tiles)))
         terms = {}
         if "set" in self.weights:
             terms["set"] = set_loss(latents, patches)

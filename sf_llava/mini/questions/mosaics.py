@@ -31,6 +31,34 @@ def join(scenes: list[Scene]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(tiles.swapaxes(1, 2).reshape(SIDE, SIDE, 3)))
 
 
+class MosaicImages:
+    """Pictures of four diagrams as an image source.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+        size: how many pictures; the world itself has no end.
+        seed: the world.
+    """
+
+    def __init__(self, split: str = "train", size: int = 50_000, seed: int = WORLD_SEED) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r} of mini-mosaics; splits: {', '.join(SPLITS)}")
+        self.size, self.split, self.seed = size, split, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def load(self, index: int) -> Image.Image:
+        """RGB picture of 128 x 128 pixels."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"picture {index} of {self.size}")
+        return join(draw_mosaic(index, self.split, self.seed))
+
+    def describe(self, index: int) -> str:
+        """Name of a picture."""
+        return f"mini-mosaics/{self.split}/{index}"
+
+
 def mosaic_problems(
     scenes: list[Scene], index: int, split: str, visit: int = 0, seed: int = WORLD_SEED
 ) -> Iterator[Problem]:

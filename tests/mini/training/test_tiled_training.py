@@ -1,8 +1,10 @@
 """A mini LLaVA-NeXT on pictures of four diagrams: training sees what the model sees, and every word is known."""
 
 import numpy as np
+import pytest
 import torch
 
+from sf_llava.data import open_images
 from sf_llava.mini.questions.mosaics import draw_mosaic, join, mosaic_problems, open_mosaics
 from sf_llava.mini.training.clip_training import TrainingConfig
 from sf_llava.mini.training.llava_training import Packer, read_pictures
@@ -22,6 +24,14 @@ def test_a_picture_is_four_diagrams_and_a_question_is_about_one():
     for scene, (y, x) in zip(scenes, ((0, 0), (0, 64), (64, 0), (64, 64)), strict=True):
         assert np.array_equal(picture[y : y + 64, x : x + 64], scene.image)
     assert len(list(mosaic_problems(scenes, 3, "test"))) == 4
+
+
+def test_the_pictures_are_there_without_questions():
+    images = open_images("mini-mosaics:test")
+    assert np.array_equal(np.asarray(images.load(3)), np.asarray(join(draw_mosaic(3, "test"))))
+    assert images.describe(3) == "mini-mosaics/test/3" and len(images) == len(open_images("mini-mosaics"))
+    with pytest.raises(ValueError, match="no split 'tests' of mini-mosaics; splits: train, validation, test"):
+        open_images("mini-mosaics:tests")
 
 
 def test_training_reads_what_the_model_reads_and_the_tokenizer_knows_every_word(tmp_path):
