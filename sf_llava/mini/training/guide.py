@@ -106,7 +106,7 @@ class GuideMaps:
 
     def read(self, row: int) -> Tensor:
         """Read the map of one photograph: (C, 7, 7) float32."""
-        maps = np.load(self.paths[row // A_FILE], mmap_mode="r")
+        maps = np.load(self.paths[row // A_FILE], mmap_mode="r", allow_pickle=False)
         return torch.from_numpy(maps[row % A_FILE].astype(np.float32))
 
 
