@@ -5,11 +5,11 @@
     python scripts/train_mini.py siglip --threads 1
         the same pictures and captions by SigLIP's sigmoid loss; twenty minutes of one free core without AMX
     python scripts/train_mini.py vit
-        a classifier of the drawn world in timm's form, for the paper's AugReg rows; five minutes of one free core
+        a classifier of the drawn world in timm's form, for the paper's AugReg rows; 53 minutes of a busy core
     python scripts/train_mini.py cifar10 --train train.parquet --validation validation.parquet --output runs/cifar10
         about an hour on one core; about 75 % zero-shot on the validation photographs
     python scripts/train_mini.py photo --captions flickr8k.parquet --labelled parquet:imagenette.parquet --guide
-        a CLIP of photographs (160 px, 100 patches, 12 blocks), on captions and class names; two hours of one free core
+        a CLIP of photographs (160 px, 100 patches, 12 blocks), on captions and class names; hours on a CPU
     python scripts/train_mini.py photo-questions --captions train=flickr8k.parquet test=flickr8k_val.parquet
         questions with four choices about photographs, in ScienceQA's layout
     python scripts/train_mini.py photo-llava --clip runs/mini_photo/clip --llm DIR --data runs/mini_photo-questions

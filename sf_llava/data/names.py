@@ -47,6 +47,8 @@ def open_images(name: str) -> ImageSource:
 
 def find_stream(name: str) -> "ShardStream | None":
     """Open a data set whose shards lie at an address, which can only be streamed; None for any other."""
+    if JOIN in name:
+        return None  # parts are opened one by one, and one at an address is refused there
     kind, _, where = name.partition(":")
     if kind == "webdataset" and is_remote(where):
         return importlib.import_module("sf_llava.data.streaming").open_stream(where)

@@ -71,12 +71,12 @@ class GuideMaps:
         self.count = count
         self.paths = [folder / f"{start:08}.npy" for start in range(0, count, A_FILE)]
 
-    def make(self, load: Callable[[int], Image.Image], look: Look, data: str) -> None:
+    def make(self, load: Callable[[int], Image.Image], open_guide: Callable[[], Look], data: str) -> None:
         """Look at all photographs whose maps are not there yet; one that cannot be decoded has a map of zeros.
 
         Args:
             load: gives a photograph by its number.
-            look: the guide.
+            open_guide: gives the guide; called where a map is missing alone.
             data: names the photographs.
 
         Raises:
@@ -91,6 +91,9 @@ class GuideMaps:
         else:
             write_json(folder / "about.json", about)
         missing = [place for place, path in enumerate(self.paths) if not path.exists()]
+        if not missing:
+            return
+        look = open_guide()
         for place in tqdm(missing, desc="the guide looks", unit_scale=A_FILE, unit="photograph", mininterval=2):
             rows = range(place * A_FILE, min((place + 1) * A_FILE, self.count))
             maps = np.zeros((len(rows), CHANNELS, SIDE, SIDE), np.float16)

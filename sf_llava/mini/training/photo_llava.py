@@ -32,7 +32,7 @@ from sf_llava.files import write_bytes, write_directory, write_json
 from sf_llava.llava.reading import reading_of
 from sf_llava.mini.questions.pictures import DESCRIBE
 from sf_llava.mini.training.llava_model import save_llava
-from sf_llava.scienceqa.problems import Problem, ScienceQA, ask, explain
+from sf_llava.scienceqa.problems import Problem, ScienceQA, ask, explain, kind_of
 from sf_llava.tuning.conversations import Conversation
 from sf_llava.tuning.encoding import Encoder
 from sf_llava.tuning.recipe import Recipe
@@ -178,7 +178,7 @@ def look_and_read(
 
 def describing(data: ScienceQA) -> list[Problem]:
     """Those whose solution says what the whole picture shows."""
-    return [problem for problem in data.problems if problem.id.endswith("-caption")]
+    return [problem for problem in data.problems if kind_of(problem.id) == "caption"]
 
 
 def converse(data: ScienceQA, described_alone: bool) -> list[Conversation]:

@@ -167,7 +167,7 @@ def train_photographs(
     maps = None
     if guided:
         maps = GuideMaps(run_dir / "guide", len(photographs))
-        maps.make(photographs.source.load, load_guide(), data)
+        maps.make(photographs.source.load, load_guide, data)
     torch.manual_seed(config.seed)
     tokenizer = build_tokenizer(words_of(photographs.texts))
     model = build_clip(len(tokenizer), width=WIDTH, layers=BLOCKS, head_dim=64, text_width=256, text_layers=4,

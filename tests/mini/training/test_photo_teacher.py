@@ -85,16 +85,17 @@ def test_the_maps_are_made_once_and_only_for_the_same_photographs(photographs, t
         return images.float().mean(dim=(1, 2))[..., None, None].repeat(1, 427, 7, 7)[:, :1280]  # channel means
 
     maps = guide.GuideMaps(tmp_path, 17)
-    maps.make(photographs.source.load, look, "walks")
+    maps.make(photographs.source.load, lambda: look, "walks")
     assert looked == [(1, 224, 224, 3)] * 15 and len(maps.paths) == 5  # two of the animals cannot be decoded
     assert not maps.read(4).any() and maps.read(5).shape == (1280, 7, 7)
     mean = torch.from_numpy(np.array(photographs.source.load(5).resize((224, 224), Image.Resampling.BICUBIC))).float()
     torch.testing.assert_close(maps.read(5)[:3, 3, 3], mean.mean(dim=(0, 1)), rtol=1e-3, atol=0)
     maps.paths[2].unlink()
-    maps.make(photographs.source.load, look, "walks")
+    maps.make(photographs.source.load, lambda: look, "walks")
     assert len(looked) == 15 + 3  # of rows 8 to 11, of which the one at 9 cannot be decoded
+    maps.make(photographs.source.load, lambda: pytest.fail("nothing is missing"), "walks")
     with pytest.raises(ValueError, match="holds maps of"):
-        maps.make(photographs.source.load, look, "others")
+        maps.make(photographs.source.load, lambda: look, "others")
 
 
 def test_views_are_a_function_of_the_step_and_readable_pictures_stand_for_others(photographs):
