@@ -145,6 +145,9 @@ FLAGS: dict[str, dict[str, Any]] = {
     ),
     "threads": dict(type=THREADS_OR_AUTO, default=0, metavar="N", help="of the CPU; 0: torch's choice (%(default)s)"),
     "batch-size": dict(type=BATCH, metavar="N", help="images at once (%(default)s)"),
+    "latents": dict(
+        type=Number(int, 1, 2**16), nargs="+", metavar="N", help="of elastic encoders, one row each (their own)"
+    ),
     "max-new-tokens": dict(
         type=Number(int, 1, 2**20),
         default=1024,

@@ -35,7 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--data", default="mini", metavar="NAME", help="captions:FILE, parquet:, hub: (%(default)s)")
     parser.add_argument("--images", nargs="*", default=[], metavar="DIR", help="folders with a JSON file's images")
-    cli.add_flags(parser, "teacher", "output", "cache", "limit", "seed", output="runs/retrieval")
+    cli.add_flags(parser, "latents", "teacher", "output", "cache", "limit", "seed", output="runs/retrieval")
     cli.add_flags(parser, "batch-size", "device", "dtype", "workers", batch_size=64)
     return cli.parse(parser, argv)
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     if arguments.limit is not None:
         chosen = random.Random(arguments.seed).sample(range(len(data)), min(arguments.limit, len(data)))
         data = data.take(sorted(chosen))
-    teacher, encoders = load_models(names, teacher_name, arguments.dtype, device)
+    teacher, encoders = load_models(names, teacher_name, arguments.dtype, device, arguments.latents)
     is_main = PartialState().is_main_process
     with tqdm(total=len(data), desc="images", unit="image", disable=None if is_main else True, leave=False) as bar:
         result = evaluate_retrieval(

@@ -60,9 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     run.add_argument(
         "--tokens", type=LATENTS, nargs="+", metavar="N", help="of its own that stay, one row each (a quarter)"
     )
-    run.add_argument(
-        "--latents", type=LATENTS, nargs="+", metavar="N", help="of elastic encoders, one row each (their own)"
-    )
+    cli.add_flags(run, "latents")
     run.add_argument(
         "--positions-and-bias",
         action="store_true",

@@ -4,7 +4,7 @@
         trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation), with aligned tokens and
         through the LLM, then asks 3,200 image questions through each: six to twelve hours of a core. What is done is
         read again, so the same command resumes
-    sf-llava swap-table --latents 16 --seeds 1 --llm none --questions 1000
+    sf-llava swap-table --num-latents 16 --seeds 1 --llm none --questions 1000
         a part of it
     sf-llava swap-table --compare-only --align none set readout position set+readout set+position readout+position \\
         set+readout+position --questions 2400
@@ -31,7 +31,8 @@ PICTURES = cli.Number(int, 1, 10**9)
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=LATENTS, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
+    parser.add_argument("--num-latents", type=LATENTS, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
+    parser.add_argument("--latents", action=cli.Renamed, new="--num-latents")
     parser.add_argument("--seeds", type=SEEDS, default=2, metavar="K", help="seeds of each student (%(default)s)")
     parser.add_argument(
         "--align",
@@ -112,9 +113,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     output, settings = Path(arguments.output), {"settings": vars(arguments), "environment": environment(device.type)}
     candidates = arguments.align if len(arguments.align) > 1 or arguments.compare_only else []
-    compared = series.compare_alignments(candidates, arguments.latents[0], 0)
+    compared = series.compare_alignments(candidates, arguments.num_latents[0], 0)
     if compared:
-        report_alignments(compared, arguments.latents[0])
+        report_alignments(compared, arguments.num_latents[0])
         write_json(output / "alignments.json", settings | {"rows": compared})
     if arguments.compare_only:
         return
@@ -131,7 +132,7 @@ def run(arguments: argparse.Namespace) -> None:
         more.append((f"two layers: {chosen}+{arguments.layers}", "layers", f"{chosen}+{arguments.layers}", None))
     if arguments.llm != "none":
         more.append((f"{chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm))
-    for count in arguments.latents:
+    for count in arguments.num_latents:
         for title, short, align, continued in (
             ("paper: bootstrap", "paper", "none", None),
             ("paper: then continuation", "cont.", "none", "none"),
@@ -149,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
                     "budgets": [series.budget(student) for student in students],
                 }
                 rows.append(row | ({} if placed else {"short": f"{count} {short}"}))
-    best = swap_table.Student(arguments.latents[0], 0, chosen)
+    best = swap_table.Student(arguments.num_latents[0], 0, chosen)
     for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):
         for control in CONTROLS if tower == ORIGINAL else CONTROLS[1:]:
             rows.append({"name": f"{name}, {control}", "scores": [series.ask(tower, control=control)]})

@@ -16,6 +16,8 @@
     sf-llava zero-shot --encoder runs/sf-b-49 runs/sf-b-80 runs/sf-b-80-320 --data folder:/data/imagenet/val
         the paper's Table 2: a classification teacher (timm's AugReg) and its students, each through its own classifier
         (ViT-B/16 84.6, SF-B with 49 tokens 82.5, with 80 83.4, at 320 px 83.7)
+    sf-llava zero-shot --encoder runs/sf-l-elastic --latents 16 64 196
+        one encoder of --elastic 16-196 with several numbers of latents, a row each
     torchrun --nproc_per_node 8 -m sf_llava zero-shot ...   identical numbers on eight devices
 
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
@@ -72,7 +74,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="time all forward passes apart, in turn, on N pictures at once (on a CPU: its processor time)",
     )
-    cli.add_flags(parser, "teacher", "output", "cache", "limit", "seed", output="runs/zero_shot")
+    cli.add_flags(parser, "latents", "teacher", "output", "cache", "limit", "seed", output="runs/zero_shot")
     cli.add_flags(parser, "batch-size", "device", "dtype", "workers", batch_size=64)
     return cli.parse(parser, argv)
 
@@ -111,7 +113,7 @@ def main(argv: list[str]) -> None:
         task, encoders = open_v1(arguments, images, device)
     else:
         names, teacher_name = choose_models(arguments.encoder, arguments.teacher)
-        teacher, encoders = load_models(names, teacher_name, arguments.dtype, device)
+        teacher, encoders = load_models(names, teacher_name, arguments.dtype, device, arguments.latents)
         encoders += [reduced_candidate(name, reduce_teacher(teacher, name)) for name in arguments.reduced]
         with progress("prompts", "class") as advance:
             task = zero_shot_task(
@@ -149,10 +151,11 @@ def open_v1(
     from sf_llava.zero_shot.task import classification_task
 
     encoder, *others = arguments.encoder
-    if others or arguments.teacher or arguments.classes or arguments.templates or arguments.reduced:
+    own = ("teacher", "classes", "templates", "reduced", "latents")
+    if others or any(getattr(arguments, name) for name in own):
         raise ValueError(
             f"{', '.join(arguments.encoder)}: a SparseFormer v1 is scored alone, by its own classifier: leave out "
-            "other encoders, --teacher, --classes, --templates and --reduced"
+            f"other encoders, {', '.join(f'--{name}' for name in own)}"
         )
     model = load_v1(encoder, dtype=arguments.dtype, device=device)
     task = classification_task(model.config.num_classes, images, arguments.limit, arguments.seed)

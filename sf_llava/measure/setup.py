@@ -48,18 +48,48 @@ def teacher_of(encoder: str) -> str | None:
 
 
 def load_models(
-    encoders: Sequence[str], teacher: str, dtype: str, device: torch.device
+    encoders: Sequence[str], teacher: str, dtype: str, device: torch.device, latents: Sequence[int] | None = None
 ) -> tuple[Teacher, list[Candidate]]:
-    """Load the teacher, and put it side by side with its students; several are called by their directories."""
+    """Load the teacher, and put it side by side with its students; several are called by their directories.
+
+    Args:
+        encoders: directories of students, or of their runs.
+        teacher: its name.
+        dtype: of all.
+        device: of all.
+        latents: numbers with which each student stands there, all of them elastic; default: its own.
+
+    Raises:
+        ValueError: a student of another teacher, or one that was not trained with such a number.
+    """
     loaded = load_teacher(teacher, dtype=dtype, device=device)
     candidates = [teacher_candidate(loaded)]
     for encoder in encoders:
-        candidates.append(load_candidate(encoder, loaded, "student" if len(encoders) == 1 else encoder))
+        name = "student" if len(encoders) == 1 else encoder
+        for count in latents or [None]:
+            candidates.append(load_candidate(encoder, loaded, name if count is None else f"{name}, {count}", count))
     return loaded, candidates
 
 
-def load_candidate(encoder: str | Path, teacher: Teacher, name: str = "student") -> Candidate:
-    """Load a student of a teacher, a SparseFormer or the teacher with fewer tokens, in its dtype and where it is."""
+def load_candidate(
+    encoder: str | Path, teacher: Teacher, name: str = "student", num_latents: int | None = None
+) -> Candidate:
+    """Load a student of a teacher, a SparseFormer or the teacher with fewer tokens, in its dtype and where it is.
+
+    Args:
+        encoder: its directory, or that of its run.
+        teacher: whose student it is.
+        name: for tables.
+        num_latents: of an elastic one; default: its own.
+
+    Raises:
+        ValueError: a student of another teacher, or one that was not trained with such a number.
+    """
     if is_tuned(encoder):
+        if num_latents is not None:
+            raise ValueError(f"`latents` are of SparseFormers; {encoder} is its teacher with fewer tokens")
         return tuned_candidate(name, load_tuned(encoder, teacher))
-    return student_candidate(load_encoder(encoder, dtype=teacher.dtype, device=teacher.device), teacher, name)
+    student = load_encoder(encoder, dtype=teacher.dtype, device=teacher.device)
+    if num_latents is not None:
+        student = student.with_num_latents(num_latents)
+    return student_candidate(student, teacher, name)

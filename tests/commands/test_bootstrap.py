@@ -39,7 +39,7 @@ def settings(world: Path, output: Path, **changes) -> dict:
                                 "--keep-checkpoints", "--log-every", "--beta1", "--flip", "--num-latents"]),
         ("train_mini", ["clip"], ["--steps", "--batch-size", "--seed", "--threads"]),
         ("reproduce", [], ["--steps", "--seeds", "--seed", "--batch-size", "--lr", "--threads"]),
-        ("swap_table", [], ["--latents", "--seeds", "--questions", "--pictures", "--continued-steps", "--threads"]),
+        ("swap_table", [], ["--num-latents", "--seeds", "--questions", "--pictures", "--continued-steps", "--threads"]),
         ("benchmark", ["ops"], ["--batch-size", "--repeats", "--seed"]),
         ("visualize", [], ["--num-images", "--seed"]),
     ],
