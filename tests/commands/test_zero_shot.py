@@ -100,7 +100,9 @@ def test_a_sparseformer_v1_is_scored_alone_by_its_own_classifier(folder, tmp_pat
         count += 1
         right += int(model(pixel_values).logits.argmax() == label)
     assert row["top1"] == right / count and row["num_tokens"] == 4
-    with pytest.raises(ValueError, match="leave out other encoders, --teacher, --classes, --templates, --reduced, --latents"):
+    with pytest.raises(
+        ValueError, match="leave out other encoders, --teacher, --classes, --templates, --reduced, --latents"
+    ):
         zero_shot(["--encoder", "v1", "--data", f"folder:{folder}", "--reduced", "tome:4"])
     with pytest.raises(ValueError, match="is scored alone"):
         zero_shot(["--encoder", "v1", "v1", "--data", f"folder:{folder}"])
