@@ -66,7 +66,8 @@ def load_models(
     candidates = [teacher_candidate(loaded)]
     for encoder in encoders:
         name = "student" if len(encoders) == 1 else encoder
-        for count in latents or [None]:
+        counts: Sequence[int | None] = latents or [None]
+        for count in counts:
             candidates.append(load_candidate(encoder, loaded, name if count is None else f"{name}, {count}", count))
     return loaded, candidates
 

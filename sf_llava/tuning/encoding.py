@@ -17,9 +17,7 @@ from sf_llava.data.images import CorruptImageError
 from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.tokens import harmless
 from sf_llava.tuning.conversations import Conversation
-
-IGNORED = -100
-"""The label of a token that is not to be said."""
+from sf_llava.tuning.loss import IGNORED
 
 
 class Encoder:

@@ -18,6 +18,7 @@ from sf_llava.extras import require
 from sf_llava.llava.adaptation import linear_modules
 from sf_llava.tuning.conversations import Conversation
 from sf_llava.tuning.encoding import Encoded, Encoder
+from sf_llava.tuning.loss import answers_alone, loss_of_answers
 from sf_llava.tuning.recipe import Recipe
 
 PROJECTOR = "multi_modal_projector"
@@ -84,9 +85,10 @@ def tune(
     trainer = Trainer(
         model,
         arguments,
-        data_collator=encoder.collate,
+        data_collator=answers_alone(encoder.collate),
         train_dataset=Encoded(conversations, encoder),
         callbacks=list(callbacks),
+        compute_loss_func=loss_of_answers,
     )
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     start = time.monotonic()
