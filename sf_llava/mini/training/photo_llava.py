@@ -45,7 +45,7 @@ TEMPLATE = (
 )
 """ChatML, as SmolLM2 and others were trained with."""
 FIRST = Recipe(train="projector", steps=200, batch_size=16, lr=1e-3)
-SECOND = Recipe(train="projector+lora", steps=800, batch_size=16, lr=5e-4)
+SECOND = Recipe(train="projector+lora", steps=800, batch_size=16, micro_batch_size=4, lr=5e-4)
 FITTED = 2000  # captions that the projector begins with
 RIDGE = 0.01  # of the mean variance
 
