@@ -76,6 +76,7 @@ class Number:
 POSITIVE_INT = Number(int, 1, 10**9)
 COUNT = Number(int, 0, 10**9)
 BATCH = Number(int, 1, 2**20)
+LATENTS = Number(int, 1, 2**16)
 SEED = Number(int, 0, 2**32 - 1)
 THREADS = Number(int, 1, 1024)
 THREADS_OR_AUTO = Number(int, 0, 1024)
@@ -145,9 +146,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     ),
     "threads": dict(type=THREADS_OR_AUTO, default=0, metavar="N", help="of the CPU; 0: torch's choice (%(default)s)"),
     "batch-size": dict(type=BATCH, metavar="N", help="images at once (%(default)s)"),
-    "latents": dict(
-        type=Number(int, 1, 2**16), nargs="+", metavar="N", help="of elastic encoders, one row each (their own)"
-    ),
+    "latents": dict(type=LATENTS, nargs="+", metavar="N", help="of elastic encoders, one row each (their own)"),
     "max-new-tokens": dict(
         type=Number(int, 1, 2**20),
         default=1024,

@@ -14,9 +14,19 @@ from typing import Any, Literal
 from sf_llava.bootstrap.align import asks_llm, parse_alignment
 from sf_llava.bootstrap.recipes import fill_up
 from sf_llava.catalogue import QUICKSTART
-from sf_llava.cli import BATCH, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, POSITIVE_INT, SEED, THREADS_OR_AUTO, Number
+from sf_llava.cli import (
+    BATCH,
+    COUNT,
+    FRACTION,
+    LATENTS,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    SEED,
+    THREADS_OR_AUTO,
+    Number,
+)
 
-LATENTS = Number(int, 1, 2**16)
 PIXELS = Number(int, 1, 2**13)
 BLOCKS = Number(int, 0, 1000)
 WORKERS = Number(int, 0, 512)

@@ -32,7 +32,6 @@ from sf_llava import cli
 from sf_llava.commands import scienceqa_run
 from sf_llava.scienceqa import CONTROLS
 
-LATENTS = cli.Number(int, 1, 2**16)
 TEMPERATURE = cli.Number(float, 0, 100)
 TOWERS = ("original", "pooled", "uniform", "random", "tome", "visionzip", "divprune", "prumerge", "swapped")
 
@@ -58,7 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "encoders (default: original, swapped with --encoder; mini: with pooled and random)",
     )
     run.add_argument(
-        "--tokens", type=LATENTS, nargs="+", metavar="N", help="of its own that stay, one row each (a quarter)"
+        "--tokens", type=cli.LATENTS, nargs="+", metavar="N", help="of its own that stay, one row each (a quarter)"
     )
     cli.add_flags(run, "latents")
     run.add_argument(

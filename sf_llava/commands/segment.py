@@ -30,7 +30,6 @@ from sf_llava import cli
 
 MINI = "mini"
 PIXELS = cli.Number(int, 8, 2**13)
-LATENTS = cli.Number(int, 1, 2**16)
 SHARE = cli.Number(float, 0, 0.99)
 PREDICTED_AT_ONCE = 16
 
@@ -73,7 +72,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--backbone", choices=["student", "random", "teacher", "unet"], default="student", help="(%(default)s)"
     )
     parser.add_argument("--recipe", choices=["mini", "small", "ade20k"], help="(mini on the drawn world, else ade20k)")
-    parser.add_argument("--num-latents", type=LATENTS, metavar="N", help="of the encoder (ade20k: 256; others: 32)")
+    parser.add_argument("--num-latents", type=cli.LATENTS, metavar="N", help="of the encoder (ade20k: 256; others: 32)")
     parser.add_argument("--image-size", type=PIXELS, metavar="N", help="side of a view (ade20k: 512; others: 64)")
     parser.add_argument("--freeze", action="store_true", help="train the head alone")
     parser.add_argument("--steps", type=cli.POSITIVE_INT, metavar="N", help="(ade20k: 80,000; others: 600)")

@@ -22,7 +22,6 @@ from typing import Any
 from sf_llava import cli
 from sf_llava.scienceqa import CONTROLS
 
-LATENTS = cli.Number(int, 1, 2**16)
 SEEDS = cli.Number(int, 1, 1000)
 QUESTIONS = cli.Number(int, 2, 10**6)
 PICTURES = cli.Number(int, 1, 10**9)
@@ -31,7 +30,7 @@ PICTURES = cli.Number(int, 1, 10**9)
 def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-latents", type=LATENTS, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
+    parser.add_argument("--num-latents", type=cli.LATENTS, nargs="+", default=[16, 32], metavar="N", help="(16 32)")
     parser.add_argument("--latents", action=cli.Renamed, new="--num-latents")
     parser.add_argument("--seeds", type=SEEDS, default=2, metavar="K", help="seeds of each student (%(default)s)")
     parser.add_argument(

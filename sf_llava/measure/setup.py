@@ -66,31 +66,23 @@ def load_models(
     candidates = [teacher_candidate(loaded)]
     for encoder in encoders:
         name = "student" if len(encoders) == 1 else encoder
-        counts: Sequence[int | None] = latents or [None]
-        for count in counts:
-            candidates.append(load_candidate(encoder, loaded, name if count is None else f"{name}, {count}", count))
+        if latents:
+            candidates += _load_elastic(encoder, loaded, name, latents)
+        else:
+            candidates.append(load_candidate(encoder, loaded, name))
     return loaded, candidates
 
 
-def load_candidate(
-    encoder: str | Path, teacher: Teacher, name: str = "student", num_latents: int | None = None
-) -> Candidate:
-    """Load a student of a teacher, a SparseFormer or the teacher with fewer tokens, in its dtype and where it is.
-
-    Args:
-        encoder: its directory, or that of its run.
-        teacher: whose student it is.
-        name: for tables.
-        num_latents: of an elastic one; default: its own.
-
-    Raises:
-        ValueError: a student of another teacher, or one that was not trained with such a number.
-    """
+def load_candidate(encoder: str | Path, teacher: Teacher, name: str = "student") -> Candidate:
+    """Load a student of a teacher, a SparseFormer or the teacher with fewer tokens, in its dtype and where it is."""
     if is_tuned(encoder):
-        if num_latents is not None:
-            raise ValueError(f"`latents` are of SparseFormers; {encoder} is its teacher with fewer tokens")
         return tuned_candidate(name, load_tuned(encoder, teacher))
+    return student_candidate(load_encoder(encoder, dtype=teacher.dtype, device=teacher.device), teacher, name)
+
+
+def _load_elastic(encoder: str, teacher: Teacher, name: str, latents: Sequence[int]) -> list[Candidate]:
+    """Load an elastic student once, to stand there with several numbers of latents."""
+    if is_tuned(encoder):
+        raise ValueError(f"`latents` are of SparseFormers; {encoder} is its teacher with fewer tokens")
     student = load_encoder(encoder, dtype=teacher.dtype, device=teacher.device)
-    if num_latents is not None:
-        student = student.with_num_latents(num_latents)
-    return student_candidate(student, teacher, name)
+    return [student_candidate(student.with_num_latents(count), teacher, f"{name}, {count}") for count in latents]

@@ -3,7 +3,7 @@
 A LLaVA's prompts are pictures for the most part, and its LLM's head is wide: what it would say behind every token of a
 picture takes more memory and time than a block of the LLM, and none of it is read.
 
-Letters: B conversations, L tokens, K of them that are predicted, V words.
+Letters: B conversations, L tokens, K of them that are predicted, S that are to be said, V words.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +41,19 @@ def loss_of_answers(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
         labels: (B, L), ``IGNORED`` where nothing is to be said; a token predicts the next one's.
         num_items_in_batch: divides the sum, where the batch comes in parts; None: by those here.
     """
-    logits = outputs.logits
-    targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:][:, -logits.shape[1] :]
+    logits, targets = pick_said(outputs.logits, labels)
+    total = F.cross_entropy(logits, targets, reduction="sum")
+    count = len(targets) if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count).to(total.device)
+
+
+def pick_said(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pick what predicts something that is to be said: its logits (S, V) in float32, and the words (S,).
+
+    Args:
+        logits: (B, K, V) of the last K tokens.
+        labels: (B, L), ``IGNORED`` where nothing is to be said; a token predicts the next one's.
+    """
+    targets = F.pad(labels, (0, 1), value=IGNORED)[:, 1:][:, -logits.shape[1] :].to(logits.device)
     said = targets != IGNORED
-    total = F.cross_entropy(logits[said].float(), targets[said].to(logits.device), reduction="sum")
-    return total / (said.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).to(total.device))
+    return logits[said].float(), targets[said]

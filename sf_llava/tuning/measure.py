@@ -16,7 +16,8 @@ from sf_llava import files
 from sf_llava.scienceqa import scoring
 from sf_llava.scienceqa.run import Answerer, Generation, answer_all
 from sf_llava.tuning.conversations import TuningData
-from sf_llava.tuning.encoding import IGNORED, Encoded, Encoder
+from sf_llava.tuning.encoding import Encoded, Encoder
+from sf_llava.tuning.loss import answers_alone, pick_said
 
 
 def measure(
@@ -47,10 +48,11 @@ def measure(
     if file.exists():
         return files.read_json_object(file)
     rows, quiet = Encoded(data.held_out, encoder), None if state.is_main_process else True  # None: without a terminal
+    collate = answers_alone(encoder.collate)
     sums = torch.zeros(3, dtype=torch.float64)  # loss, right tokens, tokens
     starts = range(state.process_index * batch_size, len(rows), state.num_processes * batch_size)
     for start in tqdm(starts, desc=f"{name}, loss", unit="batch", disable=quiet):
-        batch = encoder.collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+        batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
         sums += count_said(model, batch)
     loss, right, total = reduce(sums.to(state.device, torch.float32), "sum").tolist()
     count = encoder.image_tokens.count(encoder.processor.image_token)
@@ -77,16 +79,14 @@ def measure(
 
 
 @torch.inference_mode()
-def count_said(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
-    """Sum a batch of :meth:`Encoder.collate`: loss in nats, tokens that are the likeliest, tokens; (3,) float64."""
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    labels = batch.pop("labels")[:, 1:]
-    logits = model(**batch, use_cache=False).logits[:, :-1]
-    said = labels != IGNORED
-    logits, labels = logits[said].float(), labels[said]
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    right = (logits.argmax(dim=-1) == labels).sum()
-    return torch.stack([loss, right.to(loss.dtype), said.sum().to(loss.dtype)]).double().cpu()
+def count_said(model: LlavaForConditionalGeneration, batch: dict[str, Any]) -> Tensor:
+    """Sum a batch of :func:`answers_alone`: loss in nats, tokens that are the likeliest, tokens; (3,) float64."""
+    inputs = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    labels = inputs.pop("labels")
+    logits, targets = pick_said(model(**inputs, use_cache=False).logits, labels)
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    right = (logits.argmax(dim=-1) == targets).sum()
+    return torch.tensor([loss.item(), right.item(), len(targets)], dtype=torch.float64)
 
 
 def rows_of_table(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[Sequence[object]]]:
