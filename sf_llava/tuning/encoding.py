@@ -3,14 +3,15 @@
 Letters: B conversations, L tokens, S pixels.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaProcessor
 
 from sf_llava.data.images import CorruptImageError
@@ -18,6 +19,8 @@ from sf_llava.llava.conversations import chat_template
 from sf_llava.llava.tokens import harmless
 from sf_llava.tuning.conversations import Conversation
 from sf_llava.tuning.loss import IGNORED
+
+MULTIPLE = 16  # of tokens, that rows are padded to
 
 
 class Encoder:
@@ -105,18 +108,24 @@ class Encoder:
         return text.replace(self.processor.image_token, self.image_tokens)
 
     def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Join rows, padded on the right: ids, mask and labels (B, L), pixels (B, 3, S, S)."""
+        """Join rows, padded on the right to a multiple of 16: ids, mask and labels (B, L), pixels (B, 3, S, S).
+
+        Few lengths are few sizes of activations, which an allocator finds again: with ever new ones a process on a CPU
+        grows until most of its time is the search for a free piece.
+        """
         filler = self.processor.tokenizer.pad_token_id
         filler = self.processor.tokenizer.eos_token_id or 0 if filler is None else filler
 
-        def padded(name: str, value: int) -> Tensor:
-            return pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+        longest = max(len(row["input_ids"]) for row in rows)
+        length = min(-(-longest // MULTIPLE) * MULTIPLE, self.max_length or sys.maxsize)
 
-        masks = [torch.ones_like(row["input_ids"]) for row in rows]
+        def pad(row: Tensor, value: int) -> Tensor:
+            return F.pad(row, (0, length - len(row)), value=value)
+
         return {
-            "input_ids": padded("input_ids", filler),
-            "attention_mask": pad_sequence(masks, batch_first=True),
-            "labels": padded("labels", IGNORED),
+            "input_ids": torch.stack([pad(row["input_ids"], filler) for row in rows]),
+            "attention_mask": torch.stack([pad(torch.ones_like(row["input_ids"]), 0) for row in rows]),
+            "labels": torch.stack([pad(row["labels"], IGNORED) for row in rows]),
             "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
         }
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-TRAINED = ("projector", "lora", "projector+lora")
+TRAINED = ("projector", "lora", "projector+lora", "projector+llm")
 
 
 @dataclass(frozen=True)
@@ -10,7 +10,8 @@ class Recipe:
     """Numbers of a tuning.
 
     Attributes:
-        train: ``projector`` (all its weights), ``lora`` (on the LLM's linear layers) or both.
+        train: ``projector`` (all its weights), ``lora`` (on the LLM's linear layers) or both; ``projector+llm``: all
+            weights of the LLM too but its words (embedding and head), for small ones.
         steps: optimiser steps; 0 for one pass over the data.
         batch_size: conversations a step, of all processes together.
         micro_batch_size: conversations at once in a process; None: as many as its share.

@@ -1,7 +1,7 @@
-"""Tuning with transformers' Trainer and PEFT: the projector as it is, the LLM by LoRA, everything else frozen.
+"""Tuning with transformers' Trainer and PEFT: the projector as it is, the LLM by LoRA or whole, all else frozen.
 
-Adapters and the tuned projector lie in Trainer's checkpoints (megabytes, not the LLM), from which a killed run goes on
-to the same numbers.
+What is tuned lies in Trainer's checkpoints (megabytes with LoRA, a whole LLaVA without), from which a killed run goes
+on to the same numbers.
 """
 
 import json
@@ -25,14 +25,21 @@ PROJECTOR = "multi_modal_projector"
 
 
 def adapt(model: LlavaForConditionalGeneration, recipe: Recipe) -> Any:
-    """Put PEFT's wrapper around a LLaVA: what ``recipe.train`` names is trained, all else frozen.
+    """Train what ``recipe.train`` names, and freeze all else.
 
     Returns:
-        A ``PeftModel``; ``merge_and_unload()`` gives the LLaVA back, tuned.
+        The LLaVA in PEFT's wrapper, whose ``merge_and_unload()`` gives it back, tuned; itself where the LLM is trained
+        whole.
 
     Raises:
         ModuleNotFoundError: peft is not installed.
     """
+    if recipe.train == "projector+llm":
+        model.requires_grad_(False)
+        for part in (model.model.multi_modal_projector, model.model.language_model):
+            part.float().requires_grad_(True)
+        model.get_input_embeddings().requires_grad_(False)
+        return model
     require("recovery", "peft")
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -78,6 +85,7 @@ def tune(
         ValueError: a batch that cannot be shared among the processes.
     """
     set_seed(recipe.seed)  # adapters are drawn before Trainer exists
+    dtype = model.dtype
     model = adapt(model, recipe)
     if recipe.gradient_checkpointing:
         model.enable_input_require_grads()
@@ -96,7 +104,8 @@ def tune(
     seconds = time.monotonic() - start
     log = trainer.state.log_history
     told = {"steps": trainer.state.global_step, "seconds": seconds, "trained": trained, "log": log}
-    return model.merge_and_unload().eval(), told
+    tuned = model.to(dtype) if recipe.train == "projector+llm" else model.merge_and_unload()
+    return tuned.eval(), told
 
 
 def make_arguments(recipe: Recipe, total: int, checkpoints: Path, on_cpu: bool) -> TrainingArguments:

@@ -66,14 +66,17 @@ def test_a_killed_recovery_goes_on_to_the_bit(folder):
 
 def test_what_is_trained_moves_and_the_rest_does_not(folder):
     before = make_llava().state_dict()
+    embedding = before["model.language_model.embed_tokens.weight"]
     tower = make_encoder(16).state_dict()
     moves = {"projector": {"multi_modal_projector"}, "lora": {"language_model"}}
+    moves["projector+llm"] = {"multi_modal_projector", "language_model"}
     for train, expected in moves.items():
         results = run.recover(recovery(train, train))
         after = weights(f"{train}/llava")
         moved = {name.split(".")[1] for name, value in after.items()
                  if "vision_tower" not in name and not torch.equal(value, before[name])}  # fmt: skip
         assert moved == expected
+        assert torch.equal(after["model.language_model.embed_tokens.weight"], embedding)
         assert all(torch.equal(after[f"model.vision_tower.{name}"], value) for name, value in tower.items())
         assert results["towers"]["recovered"]["loss"] < 0.95 * results["towers"]["swapped"]["loss"]
         assert [one["tokens"] for one in results["towers"].values()] == [16, 16, 16]

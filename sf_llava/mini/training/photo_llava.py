@@ -1,7 +1,7 @@
 """A LLaVA around a language model that someone else trained, taught to see photographs (``train_mini.py``).
 
 A small CLIP of photographs, a linear projector, and a Llama such as SmolLM2-135M-Instruct. First the projector learns
-to have pictures described, then projector and LoRA on the LLM learn questions with choices and descriptions together.
+to have pictures described, then projector and LLM learn questions with choices and descriptions together.
 The projector does not begin at random: it is the linear map that takes a picture's mean patch nearest to the mean word
 of its caption.
 """
@@ -44,8 +44,9 @@ TEMPLATE = (
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML, as SmolLM2 and others were trained with."""
-FIRST = Recipe(train="projector", steps=200, batch_size=16, lr=1e-3)
-SECOND = Recipe(train="projector+lora", steps=800, batch_size=16, micro_batch_size=4, lr=5e-4)
+FIRST = Recipe(train="projector", steps=60, batch_size=16, lr=1e-3)
+SECOND = Recipe(train="projector+llm", steps=600, batch_size=16, micro_batch_size=8, lr=2e-4)
+TOGETHER = 3  # questions of one picture in a conversation, where no answer tells another
 FITTED = 2000  # captions that the projector begins with
 RIDGE = 0.01  # of the mean variance
 
@@ -182,11 +183,12 @@ def describing(data: ScienceQA) -> list[Problem]:
 
 
 def converse(data: ScienceQA, described_alone: bool) -> list[Conversation]:
-    """Make one conversation of each picture: described where a caption is known, then asked about.
+    """Make conversations in which no answer can be read off an earlier one: what is asked is asked of the picture.
 
     Args:
         data: as ``photo_questions`` writes it; the questions of a picture follow each other.
-        described_alone: without the questions; pictures without a caption are left out.
+        described_alone: every caption by itself and nothing else; else one description of each picture that has any,
+            and every question: about captions by itself, others by threes.
     """
     pictures: dict[str, list[Problem]] = {}
     for problem in data.problems:
@@ -195,12 +197,11 @@ def converse(data: ScienceQA, described_alone: bool) -> list[Conversation]:
     found = []
     for id, problems in pictures.items():
         known = [problem for problem in problems if problem.id in captions]
-        turns = [(DESCRIBE, problem.solution) for problem in known[: len(known) if described_alone else 1]]
-        turns += [] if described_alone else [(ask(problem), explain(problem)) for problem in problems]
-        if described_alone:  # each by itself: a second description would be read off the first
-            found += [_conversation(f"{id}-{place}", [turn], problems[0], data) for place, turn in enumerate(turns)]
-        else:
-            found.append(_conversation(id, turns, problems[0], data))
+        parts = [[(DESCRIBE, problem.solution)] for problem in known[: len(known) if described_alone else 1]]
+        if not described_alone:
+            turns, at_once = [(ask(problem), explain(problem)) for problem in problems], 1 if known else TOGETHER
+            parts += [turns[first : first + at_once] for first in range(0, len(turns), at_once)]
+        found += [_conversation(f"{id}-{place}", turns, problems[0], data) for place, turns in enumerate(parts)]
     return found
 
 
@@ -252,5 +253,7 @@ def train_photo_llava(settings: PhotoLlava, data: ScienceQA) -> dict[str, Any]:
 def _tune(
     model: Any, processor: Any, parts: list[Conversation], recipe: Recipe, folder: Path, on_cpu: bool
 ) -> tuple[Any, dict[str, Any]]:
+    if on_cpu:  # where PyTorch's fused attention is slower backwards than its parts, in bfloat16 three times
+        model.set_attn_implementation({"text_config": "eager", "vision_config": "sdpa"})
     model, told = tune(model, Encoder(processor), parts, recipe, folder, on_cpu)
     return model, {name: told[name] for name in ("steps", "seconds", "trained")}

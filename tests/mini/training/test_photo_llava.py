@@ -1,5 +1,6 @@
 """Questions about photographs, and a LLaVA around a language model that is there already."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -117,7 +118,7 @@ def llm(data, tmp_path_factory):
     return directory
 
 
-def test_a_picture_becomes_one_conversation(data):
+def test_no_answer_can_be_read_off_an_earlier_one(data):
     train = open_scienceqa(str(data), "train")
     described = photo_llava.converse(train, described_alone=True)
     assert len(described) == 12 and all(len(one.turns) == 2 for one in described)
@@ -125,10 +126,17 @@ def test_a_picture_becomes_one_conversation(data):
         photo_questions.sentence, CAPTIONS[:2]
     )
     whole = photo_llava.converse(train, described_alone=False)
-    assert len(whole) == 12  # six photographs in each set
-    assert whole[0].turns[0] == photo_llava.DESCRIBE and len(whole[0].turns) == 6
-    assert [len(one.turns) for one in whole[6:]] == [2] * 6
-    assert whole[0].turns[2] == ask(train.problems[0]) and whole[0].turns[3] == explain(train.problems[0])
+    assert len({one.id for one in whole}) == len(whole) == 6 * 3 + 6  # a description, two questions; a class
+    assert all(len(one.turns) == 2 for one in whole)
+    assert [one.turns[0] == photo_llava.DESCRIBE for one in whole[:6]] == [True, False, False] * 2
+    assert whole[1].turns == (ask(train.problems[0]), explain(train.problems[0]))
+    asked = photo_llava.converse(open_scienceqa(str(data), "test"), described_alone=False)
+    assert [len(one.turns) for one in asked if "-asked-" in one.id] == [4] * 6  # two questions about one scene
+    many = train.problems[0]
+    several = dataclasses.replace(
+        train, problems=[dataclasses.replace(many, id=f"train-a-0-{row}-asked") for row in range(7)]
+    )
+    assert [len(one.turns) for one in photo_llava.converse(several, described_alone=False)] == [6, 6, 2]
 
 
 def test_the_projector_begins_with_the_regression_of_words_on_patches(llm):
@@ -161,7 +169,7 @@ def test_it_trains_goes_on_to_the_bit_and_is_an_ordinary_directory(llm, data, tm
     from safetensors.torch import load_file
 
     first = Recipe(train="projector", steps=2, batch_size=4, save_steps=1)
-    second = Recipe(steps=2, batch_size=4, rank=4, save_steps=1)
+    second = Recipe(train="projector+llm", steps=2, batch_size=4, save_steps=1)
     train = open_scienceqa(str(data), "train")
 
     def settings(name):
