@@ -141,9 +141,12 @@ def compare(arguments: argparse.Namespace) -> None:
     first, second = (score_file(file, arguments) for file in (arguments.first, arguments.second))
     result = scoring.compare(first, second)
     print_comparison("A - B", result)
-    if first["missing"] or second["missing"]:
-        counts = f"A left {first['missing']:,} and B {second['missing']:,} unanswered, which counts as wrong"
-        print(f"of {first['total']:,} questions {counts}")
+    neither = first["total"] - result["all"]["total"]
+    if neither:
+        print(f"{neither:,} of {first['total']:,} questions, which neither answered, are left out")
+    if first["missing"] > neither or second["missing"] > neither:
+        counts = [f"{one['missing'] - neither:,}" for one in (first, second)]
+        print(f"A left {counts[0]} and B {counts[1]} that the other answered; these count as wrong")
     if arguments.json:
         write_json(arguments.json, result)
 

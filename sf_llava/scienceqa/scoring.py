@@ -135,7 +135,7 @@ def is_score(value: Mapping[str, Any]) -> bool:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare two scores over the same questions: ``first`` minus ``second``.
+    """Compare two scores over the questions that either answered, as both may have been asked a part: first - second.
 
     Args:
         first, second: results of :func:`score`.
@@ -149,7 +149,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
             f"the two scores are of different questions ({len(first['answers'])} and {len(second['answers'])}, "
             f"{len(first['answers'].keys() & second['answers'].keys())} in common): score both on the same split"
         )
-    ids = list(first["answers"])
+    scores = (first["answers"], second["answers"])
+    ids = [id for id in first["answers"] if any(answers[id]["predicted"] is not None for answers in scores)]
     image_ids = [id for id in ids if first["answers"][id]["image"]]
     return {"all": _compare(ids, first, second), "image": _compare(image_ids, first, second) if image_ids else None}
 

@@ -341,6 +341,12 @@ def test_score_and_compare_read_what_run_wrote(files, finished, tmp_path, capsys
     assert "McNemar's p" in capsys.readouterr().out
     with pytest.raises(ValueError, match="name the questions: --problems FILE --splits FILE, or --data NAME"):
         scienceqa.main(["compare", answers, answers])
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join((finished / "original" / "answers.jsonl").read_text().splitlines(keepends=True)[:4]))
+    scienceqa.main(["compare", str(part), str(part), *data])
+    assert "\n7 of 11 questions, which neither answered, are left out\n" in capsys.readouterr().out
+    scienceqa.main(["compare", str(part), answers, *data])
+    assert "\nA left 7 and B 0 that the other answered; these count as wrong\n" in capsys.readouterr().out
 
 
 def test_help_is_fast():

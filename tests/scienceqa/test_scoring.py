@@ -96,6 +96,15 @@ def test_comparison_counts_discordant_answers():
         compare(first, score(questions[:5], {"0": "A"}))
 
 
+def test_what_neither_was_asked_does_not_dilute_a_comparison():
+    questions = [Item(str(number)) for number in range(10)]
+    first = score(questions, {"0": "A", "1": "A", "2": "B"})
+    second = score(questions, {"0": "A", "1": "B", "3": "B"})
+    result = compare(first, second)["all"]
+    assert result["total"] == 4 and result["difference"] == pytest.approx(0.25)
+    assert result["first_accuracy"] == 0.5 and result["second_accuracy"] == 0.25
+
+
 def test_mcnemar_is_one_where_nothing_differs():
     assert mcnemar(0, 0) == mcnemar(5, 5) == 1.0
     assert mcnemar(0, 10) == mcnemar(10, 0) == pytest.approx(2 / 1024)
