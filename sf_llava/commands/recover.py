@@ -14,8 +14,8 @@ Your LLaVA, an encoder bootstrapped from its CLIP, and data in LLaVA's own form,
         --dtype bf16 --micro-batch-size 4 --gradient-checkpointing
 
 or questions with choices, of which the test split is held out: --data ScienceQA/data/scienceqa, parquet:PATH, mini:N.
---train projector is the cheapest, --train projector+lora (the default) the strongest. Many GPUs: accelerate launch -m
-sf_llava recover ...
+--train projector is the cheapest, projector+lora the default; projector+llm tunes a small LLM whole. Many GPUs:
+accelerate launch -m sf_llava recover ...
 
 Killed and started again it continues from its newest checkpoint, to the same numbers. Expected: a table of the
 original tower, the swap, and the swap recovered, on what was held out: loss and tokens of the answers, and answers that

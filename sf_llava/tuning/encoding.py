@@ -110,8 +110,7 @@ class Encoder:
     def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Join rows, padded on the right to a multiple of 16: ids, mask and labels (B, L), pixels (B, 3, S, S).
 
-        Few lengths are few sizes of activations, which an allocator finds again: with ever new ones a process on a CPU
-        grows until most of its time is the search for a free piece.
+        Few lengths are few sizes of activations, which an allocator can find again.
         """
         filler = self.processor.tokenizer.pad_token_id
         filler = self.processor.tokenizer.eos_token_id or 0 if filler is None else filler

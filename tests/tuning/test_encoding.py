@@ -120,10 +120,8 @@ def test_too_long_a_conversation_is_cut():
     _, processor = make_swapped()
     row = Encoder(processor, max_length=20).encode(make_conversations()[1])
     assert len(row["input_ids"]) == len(row["labels"]) == 20
-    assert Encoder(processor, max_length=20).collate([row])["input_ids"].shape == (
-        1,
-        20,
-    )  # the LLM knows no more places
+    batch = Encoder(processor, max_length=20).collate([row])
+    assert batch["input_ids"].shape == (1, 20)  # the LLM knows no more places
 
 
 def test_the_next_conversation_stands_for_one_whose_picture_is_damaged(processor):
