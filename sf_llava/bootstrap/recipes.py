@@ -30,6 +30,10 @@ MINI_ALIGNED_RECIPE = dict(steps=1440, batch_size=32, inherited_lr_scale=0.5, nu
 """Changes of the mini world's recipe where tokens are aligned: as many pictures in four times the steps, and every
 block tuned whose output LLaVA reads."""
 
+MINI_CONTINUED_RECIPE = MINI_ALIGNED_RECIPE | dict(steps=880, lr=1e-3)
+"""Changes of the mini world's ScienceQA stage where tokens are aligned from images alone: the same, with as many pictures
+as the paper's loss has there."""
+
 MINI_LLM_RECIPE = dict(steps=600, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
 """Changes of the mini world's ScienceQA stage where it asks a LLM: few pictures for the embedding, many questions, and
 every block tuned whose output LLaVA reads."""
@@ -57,8 +61,8 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
         recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
             recipe |= dict(data="mini:diagrams", steps=220)
-        if stage == "scienceqa" and asks:
-            recipe |= MINI_LLM_RECIPE
+        if stage == "scienceqa" and align:
+            recipe |= MINI_LLM_RECIPE if asks else MINI_CONTINUED_RECIPE
     if "reduce" in asked:
         _check_reduction(asked, align)
     for names in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):

@@ -162,6 +162,10 @@ def test_tokens_are_aligned_from_images_alone_by_default_and_none_is_the_papers_
     real = flat(teacher="open_clip:x/y", data="folder:x")
     assert (real.align, real.num_tunable, real.inherited_lr_scale) == (aligned.align, None, 0.1)
     assert (aligned.num_tunable, flat(num_truncated=5).num_tunable) == (3, None)
+    asked = dict(stage="scienceqa", init_from="x")
+    aligned, paper = flat(**asked), flat(**asked, align="none")
+    assert aligned.steps * aligned.batch_size == paper.steps * paper.batch_size
+    assert (aligned.num_tunable, paper.num_tunable) == (3, None)
 
 
 def test_both_teachers_of_the_drawn_world_have_its_recipe_but_one_has_a_llava():
@@ -185,7 +189,7 @@ def test_unknown_fields_are_refused_and_the_valid_ones_listed():
 
 def test_a_change_of_what_was_asked_is_completed_anew():
     config = BootstrapConfig.of(num_latents=8, steps=7).but(stage="scienceqa", init_from="x", steps=None)
-    assert (config.student.num_latents, config.optimiser.steps, config.data.data) == (8, 220, "mini:diagrams")
+    assert (config.student.num_latents, config.optimiser.steps, config.data.data) == (8, 880, "mini:diagrams")
     assert BootstrapConfig.of(**config.asked) == config
 
 
