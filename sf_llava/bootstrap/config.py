@@ -113,8 +113,8 @@ class StudentConfig:
     num_latents: int | None = _flag(None, "latent tokens; default: a quarter of the teacher's patches", LATENTS)
     elastic: str | None = _flag(
         None,
-        "LOWEST-HIGHEST, as 8-32: every step draws its number of latents between these, and the encoder runs with any "
-        "of them; default: `num_latents` alone",
+        "LOWEST-HIGHEST, as 8-32: every step draws its number of latents between these, few as often as many, and the "
+        "encoder runs with any of them; default: `num_latents` alone",
     )
     tiles: int | None = _flag(
         None,

@@ -34,7 +34,7 @@ MINI_CONTINUED_RECIPE = MINI_ALIGNED_RECIPE | dict(steps=880, lr=1e-3)
 """Changes of the mini world's ScienceQA stage where tokens are aligned from images alone: the same, and as many
 pictures as the paper's loss has there."""
 
-MINI_LLM_RECIPE = dict(steps=600, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
+MINI_LLM_RECIPE = dict(steps=300, batch_size=32, llm_batch_size=96, lr=1e-3, num_tunable=3)
 """Changes of the mini world's ScienceQA stage where it asks a LLM: few pictures for the embedding, many questions, and
 every block tuned whose output LLaVA reads."""
 

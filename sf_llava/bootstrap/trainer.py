@@ -24,7 +24,7 @@ from sf_llava.bootstrap.inputs import digest_images
 from sf_llava.bootstrap.objectives.sum import HiddenStates, ObjectiveSum, Taught
 from sf_llava.bootstrap.progress import Progress
 from sf_llava.bootstrap.run_directory import RunDirectory
-from sf_llava.bootstrap.schedule import learning_rate_factor, make_plan
+from sf_llava.bootstrap.schedule import draw_num_latents, learning_rate_factor, make_plan
 from sf_llava.bootstrap.teacher_cache import TeacherCache
 from sf_llava.bootstrap.validation import Validator
 from sf_llava.data.bootstrap_images import BootstrapImages
@@ -195,8 +195,7 @@ class Trainer:
         if self.latents_range is None:
             return None
         lowest, highest = self.latents_range
-        generator = generator_of(self.running.seed, self.step, LATENTS_KEY)
-        return int(torch.randint(lowest, highest + 1, (), generator=generator))
+        return draw_num_latents(lowest, highest, generator_of(self.running.seed, self.step, LATENTS_KEY))
 
     def _set_learning_rates(self) -> None:
         plan = self.plan

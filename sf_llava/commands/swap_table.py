@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--continued-steps",
         type=cli.POSITIVE_INT,
-        help="of the continuations (the recipes': 220 of 128 pictures or 880 of 32, and 600 where a LLM is asked)",
+        help="of the continuations (the recipes': 220 of 128 pictures or 880 of 32, and 300 where a LLM is asked)",
     )
     parser.add_argument("--model", default="mini", metavar="DIR", help="LLaVA on the mini CLIP (%(default)s)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"], help="(%(default)s)")
