@@ -25,6 +25,9 @@ from sf_llava.scienceqa import CONTROLS
 SEEDS = cli.Number(int, 1, 1000)
 QUESTIONS = cli.Number(int, 2, 10**6)
 PICTURES = cli.Number(int, 1, 10**9)
+RIVALS = {"pooled": "averaged", "uniform": "evenly spaced", "random": "drawn at random"}
+"""Kinds of towers that need no training, and what becomes of the teacher's tokens there; `sf-llava scienceqa run
+--towers` has more."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -91,8 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sf_llava.experiments import swap_table
     from sf_llava.files import write_json
     from sf_llava.llava.loading import load_llava
-    from sf_llava.llava.reduction import REDUCERS
-    from sf_llava.llava.towers import ORIGINAL
+    from sf_llava.llava.towers import ORIGINAL, Tower
     from sf_llava.report import environment
 
     for align in (*arguments.align, arguments.layers, arguments.llm):
@@ -119,19 +121,22 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.compare_only:
         return
     chosen = compared[0]["align"] if compared else arguments.align[0]
-    rows: list[dict[str, Any]] = [
-        {"name": name, "short": short, "scores": [series.ask(tower)]}
-        for name, short, tower in (
-            ("teacher", "teacher", ORIGINAL),
-            *((f"teacher, a quarter of its tokens, {kind}", kind, kind) for kind in REDUCERS),
-        )
-    ]
+    teacher = Tower(ORIGINAL)
+    rows: list[dict[str, Any]] = [{"name": "teacher", "short": "teacher", "scores": [series.ask(teacher)]}]
     more: list[tuple[str, str, str, str | None]] = []
     if arguments.layers != "none":
         more.append((f"two layers: {chosen}+{arguments.layers}", "layers", f"{chosen}+{arguments.layers}", None))
     if arguments.llm != "none":
         more.append((f"{chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm))
     for count in arguments.num_latents:
+        for kind, done in RIVALS.items():
+            for placed in (False, True):
+                name = f"{count} tokens of the teacher's, {done}" + ", placed" * placed
+                row: dict[str, Any] = {
+                    "name": name,
+                    "scores": [series.ask(Tower(kind, num_tokens=count), placed=placed)],
+                }
+                rows.append(row | ({} if placed else {"short": f"{count} {kind}"}))
         for title, short, align, continued in (
             ("paper: bootstrap", "paper", "none", None),
             ("paper: then continuation", "cont.", "none", "none"),
@@ -143,15 +148,15 @@ def run(arguments: argparse.Namespace) -> None:
             for placed in (False, True):
                 name = f"{count} latents, {title}" + ", placed" * placed
                 scores = [series.ask(student, placed=placed) for student in students]
-                row: dict[str, Any] = {
+                row = {
                     "name": name,
                     "scores": scores,
                     "budgets": [series.budget(student) for student in students],
                 }
                 rows.append(row | ({} if placed else {"short": f"{count} {short}"}))
     best = swap_table.Student(arguments.num_latents[0], 0, chosen)
-    for tower, name in ((ORIGINAL, "teacher"), (best, f"{best.num_latents} latents, aligned")):
-        for control in CONTROLS if tower == ORIGINAL else CONTROLS[1:]:
+    for tower, name in ((teacher, "teacher"), (best, f"{best.num_latents} latents, aligned")):
+        for control in CONTROLS if tower == teacher else CONTROLS[1:]:
             rows.append({"name": f"{name}, {control}", "scores": [series.ask(tower, control=control)]})
     report(rows)
     draw(rows, output / "swap_table.png")

@@ -16,7 +16,7 @@ from sf_llava import files
 from sf_llava.bootstrap.align import asks_llm, parse_alignment, reads_llava
 from sf_llava.bootstrap.config import BootstrapConfig
 from sf_llava.bootstrap.run import bootstrap
-from sf_llava.llava.towers import tower_in_place
+from sf_llava.llava.towers import Tower, tower_in_place
 from sf_llava.measure.store import digest_weights
 from sf_llava.scienceqa import scoring
 from sf_llava.scienceqa.data import ScienceQA, open_scienceqa
@@ -112,12 +112,12 @@ class SwapSeries:
         return str(self.output / "students" / student.key)
 
     def ask(
-        self, student: Student | str, split: str = "test", placed: bool = False, control: str | None = None
+        self, student: Student | Tower, split: str = "test", placed: bool = False, control: str | None = None
     ) -> dict[str, Any]:
         """Score a tower on the image questions of a split, or read what an earlier call measured.
 
         Args:
-            student: a student, or a kind of tower without an encoder.
+            student: a student, or a tower without an encoder.
             split: ``validation`` or ``test``.
             placed: with positions and bias.
             control: ``blind``, ``shuffled``, ``grey`` or None.
@@ -128,7 +128,7 @@ class SwapSeries:
         Raises:
             ValueError: ``output`` holds answers of other settings or another LLaVA.
         """
-        key = student.key if isinstance(student, Student) else student
+        key = student.key if isinstance(student, Student) else student.where
         name = "-".join(filter(None, (key, "placed" if placed else None, control)))
         folder = self.output / f"answers-{split}" / name
         settings = {

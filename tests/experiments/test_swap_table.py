@@ -11,10 +11,12 @@ from sf_llava.experiments import swap_table
 from sf_llava.experiments.swap_table import Student, SwapSeries
 from sf_llava.files import read_json
 from sf_llava.llava.conversations import CONVERSATIONS, chat_template
-from sf_llava.llava.towers import ORIGINAL, POOLED
+from sf_llava.llava.towers import ORIGINAL, Tower
 from sf_llava.mini.training.llava_model import build_llava, build_processor, build_tokenizer
 from sf_llava.mini.training.llava_training import sample_texts
 from sf_llava.scienceqa.data import open_scienceqa
+
+TEACHER = Tower(ORIGINAL)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +34,16 @@ def series(tmp_path_factory):
 def test_every_tower_answers_the_same_image_questions_and_the_llava_stays_as_it_was(series):
     before = {name: tensor.clone() for name, tensor in series.model.state_dict().items()}
     student = Student(16, 0, continued="set")
-    scores = [series.ask(ORIGINAL), series.ask(POOLED), series.ask(student), series.ask(student, placed=True)]
+    scores = [series.ask(TEACHER), series.ask(Tower("pooled")), series.ask(student), series.ask(student, placed=True)]
     wanted = {problem.id for problem in open_scienceqa("mini:24").problems if problem.has_image}
     assert all(set(score["answers"]) == wanted for score in scores) and len(wanted) == 12
     after = series.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     folders = {folder.name for folder in (series.output / "answers-test").iterdir()}
     assert folders == {"original", "pooled", "16-seed0-none-then-set", "16-seed0-none-then-set-placed"}
+    half, placed = (series.ask(Tower("pooled", num_tokens=32), placed=placed) for placed in (False, True))
+    assert half["settings"]["tower"] == placed["settings"]["tower"] == "pooled-32"
+    assert (series.output / "answers-test" / "pooled-32-placed" / "score.json").exists()
 
 
 def test_the_continuation_starts_from_the_bootstrap_of_its_seed_with_its_own_losses(series):
@@ -62,21 +67,21 @@ def test_students_of_equal_budget_are_compared_and_the_budget_is_said(series):
 
 
 def test_what_is_done_is_read_again(series, monkeypatch):
-    first = series.ask(ORIGINAL)
+    first = series.ask(TEACHER)
     monkeypatch.setattr(swap_table, "answer_all", None)
-    assert series.ask(ORIGINAL) == first
+    assert series.ask(TEACHER) == first
 
 
 def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(series):
-    series.ask(ORIGINAL)
+    series.ask(TEACHER)
     other = replace(series, model=deepcopy(series.model))
     other.model.lm_head.weight.data.mul_(2)
     for different in (other, replace(series, questions=40)):
         with pytest.raises(ValueError, match="original holds answers of other settings"):
-            different.ask(ORIGINAL)
+            different.ask(TEACHER)
     student = Student(16, 0, continued="set")
     series.ask(student)
-    assert replace(series, pictures=12).ask(ORIGINAL)["settings"] == series.ask(ORIGINAL)["settings"]
+    assert replace(series, pictures=12).ask(TEACHER)["settings"] == series.ask(TEACHER)["settings"]
     for different in (replace(series, pictures=12), replace(series, continued_steps=None)):
         with pytest.raises(ValueError, match="16-seed0-none-then-set holds answers of other settings"):
             different.ask(student)
@@ -85,7 +90,7 @@ def test_answers_of_another_llava_or_of_more_questions_are_not_taken_for_these(s
 def test_a_llm_is_asked_with_its_own_recipe(series):
     first, second = replace(series, continued_steps=None).stages(Student(16, 1, continued="set+llm"))
     assert (first.run.stage, first.optimiser.steps, first.objective.align_text) == ("mini", 2, None)
-    assert (second.optimiser.steps, second.student.num_tunable) == (600, 3)
+    assert (second.optimiser.steps, second.student.num_tunable) == (300, 3)
     assert (second.objective.align_text, second.objective.llava) == ("set=0.3+llm=4", "mini")
 
 
