@@ -26,7 +26,7 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup_steps: int, inher
 def draw_num_latents(lowest: int, highest: int, generator: torch.Generator) -> int:
     """Draw a number of latents from ``lowest`` to ``highest``, its logarithm evenly: 8 to 16 as often as 16 to 32.
 
-    Few latents lose most by a step more or less, and cost least.
+    An even draw would show few latents seldom.
     """
     share = torch.rand((), generator=generator, dtype=torch.float64).item()
     return min(highest, int(lowest * ((highest + 1) / lowest) ** share))
