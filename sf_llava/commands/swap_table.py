@@ -1,9 +1,9 @@
 """What swapping the tower costs a LLaVA: the mini LLaVA on held-out questions through every tower, side by side.
 
     sf-llava swap-table
-        trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation), with aligned tokens and
-        through the LLM, then asks 3,200 image questions through each: six to twelve hours of a core. What is done is
-        read again, so the same command resumes
+        trains 16 and 32 latents with two seeds, as the paper does it (bootstrap, continuation), with aligned tokens,
+        through two layers of the LLM and through all of it, then asks 3,200 image questions through each: six to
+        twelve hours of a core. What is done is read again, so the same command resumes
     sf-llava swap-table --num-latents 16 --seeds 1 --llm none --questions 1000
         a part of it
     sf-llava swap-table --compare-only --align none set readout position set+readout set+position readout+position \\
@@ -48,8 +48,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--layers",
         default="layers",
         metavar="LOSSES",
-        help="what the bootstrap adds to the chosen alignment where projector and first layers of the LLM are at hand; "
-        "none: leave it out (%(default)s)",
+        help="what a continuation adds to the chosen alignment where projector and first layers of the LLM are at "
+        "hand; none: leave it out (%(default)s)",
     )
     parser.add_argument(
         "--llm",
@@ -125,9 +125,10 @@ def run(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = [{"name": "teacher", "short": "teacher", "scores": [series.ask(teacher)]}]
     more: list[tuple[str, str, str, str | None]] = []
     if arguments.layers != "none":
-        more.append((f"two layers: {chosen}+{arguments.layers}", "layers", f"{chosen}+{arguments.layers}", None))
+        both = f"{chosen}+{arguments.layers}"
+        more.append((f"images alone: {chosen}, then {both}", "layers", chosen, both))
     if arguments.llm != "none":
-        more.append((f"{chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm))
+        more.append((f"images alone: {chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm))
     for count in arguments.num_latents:
         for kind, done in RIVALS.items():
             for placed in (False, True):
