@@ -16,8 +16,10 @@ More latents or pixels from that student (5 epochs), then the ScienceQA stage (a
     ... --stage scienceqa --init-from runs/sf-l-64 --data folder:/data/scienceqa/images/train --output runs/sf-l-64-sqa
 
 Beyond the paper the tokens that LLaVA reads are aligned too, from images alone (--align none: the paper's loss).
-Through a LLaVA's frozen LLM more is kept, for more time; and one encoder serves any number of latents between two:
+A LLaVA keeps more where it reads along in the continuation: its projector and the first two layers of its LLM, without
+a question, or all of it, with questions, for more time. And one encoder serves any number of latents between two:
 
+    ... --stage scienceqa --init-from runs/sf-l-64 --align set+readout+position+layers --llava DIR
     ... --stage scienceqa --init-from runs/sf-l-64 --align set+llm+placed --llava DIR --questions DIR
     ... --num-latents 64 --elastic 16-196
 

@@ -126,9 +126,9 @@ def run(arguments: argparse.Namespace) -> None:
     more: list[tuple[str, str, str, str | None]] = []
     if arguments.layers != "none":
         both = f"{chosen}+{arguments.layers}"
-        more.append((f"images alone: {chosen}, then {both}", "layers", chosen, both))
+        more.append((f"images alone, then with {arguments.layers}", "layers", chosen, both))
     if arguments.llm != "none":
-        more.append((f"images alone: {chosen}, then {arguments.llm}", "LLM", chosen, arguments.llm))
+        more.append((f"images alone, then {arguments.llm}", "LLM", chosen, arguments.llm))
     for count in arguments.num_latents:
         for kind, done in RIVALS.items():
             for placed in (False, True):
@@ -140,9 +140,9 @@ def run(arguments: argparse.Namespace) -> None:
                 rows.append(row | ({} if placed else {"short": f"{count} {kind}"}))
         for title, short, align, continued in (
             ("paper: bootstrap", "paper", "none", None),
-            ("paper: then continuation", "cont.", "none", "none"),
-            (f"images alone: {chosen}", "images", chosen, None),
-            (f"images alone: {chosen}, then continuation", "im. cont.", chosen, chosen),
+            ("paper: continued", "cont.", "none", "none"),
+            (f"images alone ({chosen})", "images", chosen, None),
+            ("images alone, continued", "im. cont.", chosen, chosen),
             *more,
         ):
             students = [swap_table.Student(count, seed, align, continued) for seed in range(arguments.seeds)]
@@ -214,7 +214,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     from sf_llava.report import save_figure
 
-    figure = Figure(figsize=(8, 0.34 * len(rows) + 1.2), layout="constrained")
+    figure = Figure(figsize=(9, 0.26 * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))
     axes.barh(places, [100 * row["image_accuracy"] for row in rows], color="#9db7d5")
@@ -224,6 +224,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.text(1, place, f"{100 * row['image_accuracy']:.1f}", va="center", fontsize=8)
     axes.axvline(100 * rows[0]["image_accuracy"], color="#b04a3a", linewidth=1)
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="% of image questions right (dots: seeds, line: teacher)")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set(xlim=(0, 100), xlabel="% right (dots: seeds, line: teacher)")
     save_figure(figure, path)
