@@ -23,7 +23,8 @@ FORESEEN = (ValueError, OSError, RuntimeError, TypeError, ImportError)
 """Errors that speak for themselves; of any other the place is said too."""
 
 # Scripts import this module before torch. Idle OpenMP threads that spin steal the core from data loading and from each
-# other: measured four times slower with two busy processes on two cores.
+# other: measured four times slower with two busy processes on two cores. Where nothing else runs, sleeping ones cost a
+# third of a small model's steps; GOMP_SPINCOUNT in the environment overrides it (docs/results.md, the quickstart).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Large tensors in large pages: a training step of the drawn world then has a tenth of the page faults and takes a
 # twentieth less processor time (bf16, one thread of a Xeon with AMX).
