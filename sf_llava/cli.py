@@ -24,7 +24,7 @@ FORESEEN = (ValueError, OSError, RuntimeError, TypeError, ImportError)
 
 # Scripts import this module before torch. Idle OpenMP threads that spin steal the core from data loading and from each
 # other: measured four times slower with two busy processes on two cores. Where nothing else runs, sleeping ones cost a
-# third of a small model's steps; GOMP_SPINCOUNT in the environment overrides it (docs/results.md, the quickstart).
+# fifth of a small model's speed; processes of one thread have neither fault (docs/results.md, what the swap costs).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Large tensors in large pages: a training step of the drawn world then has a tenth of the page faults and takes a
 # twentieth less processor time (bf16, one thread of a Xeon with AMX).

@@ -1,6 +1,7 @@
 """What README and docs print runs as printed, on a reader's own LLaVA in half precision."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,19 @@ def test_every_link_leads_somewhere():
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("accelerators", "processes"), [(False, 2), (True, 1)])
+def test_the_quickstart_trains_in_two_processes_unless_there_is_an_accelerator(tmp_path, accelerators, processes):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    (tmp_path / "torch.py").write_text(f"class accelerator:\n    is_available = lambda: {accelerators}\n")
+    python.write_text(f'#!/bin/sh\ncd "{tmp_path}" && exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    command = ["make", "--dry-run", "quickstart", f"VENV={tmp_path}"]
+    printed = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=True).stdout
+    (training,) = (line for line in printed.splitlines() if "bootstrap" in line)
+    words = training.split()
+    assert words[words.index("--nproc-per-node") + 1] == str(processes)
+    assert "OMP_NUM_THREADS=1" in words and words[-1] == "--resume"
