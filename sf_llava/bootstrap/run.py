@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 
 from sf_llava import files
@@ -112,16 +112,18 @@ def _bootstrap(
         _train(trainer)
 
     state, scores = trainer.final_state(), trainer.final_scores()
+    trained = accelerator.unwrap_model(trainer.student)
+    if accelerator.is_main_process:
+        with files.writing(run.encoder):
+            files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
+    accelerator.wait_for_everyone()
+    zero_shot = measure_zero_shot(data, teacher, load_candidate(run.encoder, teacher), trainer.workers)
     if not accelerator.is_main_process:
         return {}
-    trained = accelerator.unwrap_model(trainer.student)
-    with files.writing(run.encoder):
-        files.write_directory(run.encoder, lambda path: trained.save_pretrained(path, state_dict=state))
-    saved = load_candidate(run.encoder, teacher)
     results = {
         "encoders": costs,
         **scores,
-        "zero_shot": measure_zero_shot(data, teacher, saved, trainer.workers),
+        "zero_shot": zero_shot,
         "inheritance": asdict(inheritance),
         "skipped_images": sorted(trainer.checkpoints.skipped),
         "seconds": round(trainer.seconds, 1),
@@ -245,10 +247,11 @@ def measure_costs(teacher: Teacher, student: Student) -> list[dict[str, Any]]:
 
 
 def measure_zero_shot(data: BootstrapData, teacher: Teacher, student: Candidate, workers: int) -> dict[str, Any] | None:
-    """Score teacher and student on all validation images, where their classes are known."""
+    """Score teacher and student on all validation images, shared among processes, where their classes are known."""
     if data.task is None:
         return None
-    return evaluate_zero_shot(data.task, [teacher_candidate(teacher), student], workers=workers).to_dict()
+    encoders = [teacher_candidate(teacher), student]
+    return evaluate_zero_shot(data.task, encoders, workers=workers, state=PartialState()).to_dict()
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -93,13 +93,21 @@ def test_resuming_inside_a_run_equals_never_stopping(world, tmp_path):
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(world, tmp_path):
-    bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "one")))
+    for seed, name in enumerate(("circle", "heart", "star")):
+        save_images(tmp_path / "classes" / name, 30, seed=seed)  # zero-shot deals 64 to one process, 26 to the other
+    labelled = dict(teacher="mini", val_data=f"folder:{tmp_path / 'classes'}")
+    one = bootstrap(BootstrapConfig.of(**settings(world, tmp_path / "one", **labelled)))
     two = launch(
-        *flags(world, tmp_path / "two"), module=("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+        *flags(world, tmp_path / "two", **labelled),
+        module=("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"),
     )
     assert two.returncode == 0, two.stderr
     for expected, line in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
         assert line == pytest.approx(expected, abs=2e-5)
+    shared = json.loads((tmp_path / "two" / "results.json").read_text())["zero_shot"]
+    assert shared["num_images"] == one["zero_shot"]["num_images"] == 90
+    assert shared["per_class"] == one["zero_shot"]["per_class"]
+    assert shared["comparisons"][0]["cosine"] == pytest.approx(one["zero_shot"]["comparisons"][0]["cosine"], abs=2e-5)
 
 
 def test_accumulated_micro_batches_equal_one_batch(world, tmp_path):
