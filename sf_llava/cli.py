@@ -241,6 +241,17 @@ def _name_flags(text: str, arguments: Container[str]) -> str:
     )
 
 
+def hide_loading_bars() -> None:
+    """Hide transformers' bars of loading weights, one a process, but not those of downloads, which it hides as well."""
+    import huggingface_hub.utils as hub
+    import transformers
+
+    were_hidden = hub.are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()
+    if not were_hidden:
+        hub.enable_progress_bars()
+
+
 @contextmanager
 def when_stopped(sentence: str) -> Iterator[None]:
     """While this block runs, let Ctrl-C and SIGTERM say ``sentence``: what is kept, and how to go on."""

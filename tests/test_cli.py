@@ -133,6 +133,25 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(tmp_path):
     assert process.communicate(timeout=30) == ("\\udcff \\u2014\n", "")
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_bars_of_loading_are_hidden_and_those_of_downloads_as_the_user_wants(hidden):
+    code = """
+import io, huggingface_hub.utils as hub, transformers
+from sf_llava import cli
+cli.hide_loading_bars()
+for bar in (transformers.utils.logging.tqdm, hub.tqdm):
+    shown = io.StringIO()
+    list(bar(range(3), file=shown))
+    print(bool(shown.getvalue()))
+"""
+    environment = dict(os.environ) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if not hidden:
+        del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
+    command = [sys.executable, "-W", "error", "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.stdout.split() == ["False", str(not hidden)], ended.stderr
+
+
 def test_errors_name_arguments_and_a_command_says_their_flags(tmp_path):
     code = textwrap.dedent(
         """

@@ -49,11 +49,9 @@ def main(argv: list[str]) -> None:
 
     config = BootstrapConfig.of(**cli.parse_fields(PARTS, argv, __doc__))
 
-    import transformers
-
     from sf_llava.bootstrap.run import bootstrap
 
-    transformers.utils.logging.disable_progress_bar()  # of loading weights, once a process; the bar here is of training
+    cli.hide_loading_bars()
     go_on = "the same command with --resume goes on from the newest checkpoint"
     with cli.when_stopped(f"what {config.run.output} holds is whole; {go_on}"):
         results = bootstrap(config)

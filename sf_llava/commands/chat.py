@@ -93,14 +93,13 @@ def prepare(folder: str) -> None:
 def load(arguments: argparse.Namespace) -> tuple[Any, str, bool]:
     """Load model and encoder: the engine, a sentence about both, and whether it is the embedded default."""
     import torch
-    import transformers
 
     from sf_llava.demo.engine import Engine
     from sf_llava.devices import as_dtype, choose_device, choose_precision
     from sf_llava.llava.conversations import chat_template
     from sf_llava.llava.loading import load_llava
 
-    transformers.utils.logging.disable_progress_bar()
+    cli.hide_loading_bars()
     torch.manual_seed(arguments.seed)
     encoders, hint = arguments.encoder, ""
     if mini := arguments.model == MINI:

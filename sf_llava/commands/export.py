@@ -42,8 +42,6 @@ def main(argv: list[str]) -> None:
     """Parse, export, say what was written."""
     arguments = parse(argv)
 
-    import transformers
-
     from sf_llava.data import open_images
     from sf_llava.export.formats import require_runtime
     from sf_llava.export.run import export
@@ -53,7 +51,7 @@ def main(argv: list[str]) -> None:
         arguments.encoder, remark = default_encoder()
         if remark:
             print(remark)
-    transformers.utils.logging.disable_progress_bar()
+    cli.hide_loading_bars()
     print("exporting: one to three minutes", flush=True)
     record, difference = export(
         arguments.format,

@@ -95,6 +95,7 @@ def main(argv: list[str]) -> None:
 
     from accelerate import PartialState
 
+    cli.hide_loading_bars()
     main_process = PartialState().is_main_process
     kept = f"what {arguments.output} holds is whole, and the same command goes on from its newest checkpoint"
     with locked(arguments.output) if main_process else nullcontext(), cli.when_stopped(kept):

@@ -44,7 +44,6 @@ def main(argv: list[str]) -> None:
     """Load, run, print, save."""
     arguments = parse(argv)
 
-    import transformers
     from accelerate import PartialState
     from tqdm import tqdm
 
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> None:
     if arguments.limit is not None:
         chosen = random.Random(arguments.seed).sample(range(len(data)), min(arguments.limit, len(data)))
         data = data.take(sorted(chosen))
-    transformers.utils.logging.disable_progress_bar()  # of loading weights, once a process
+    cli.hide_loading_bars()
     teacher, encoders = load_models(names, teacher_name, arguments.dtype, device, arguments.latents)
     is_main = PartialState().is_main_process
     with tqdm(total=len(data), desc="images", unit="image", disable=None if is_main else True, leave=False) as bar:

@@ -51,15 +51,13 @@ def answer(arguments: argparse.Namespace, towers: dict[str, "Tower"], state: Any
     """Answer with every tower and control, score, print side by side, save."""
     from dataclasses import replace
 
-    import transformers
-
     from sf_llava.llava.costs import count_picture_costs
     from sf_llava.llava.towers import tower_in_place
     from sf_llava.measure.store import digest_weights
     from sf_llava.report import environment
     from sf_llava.scienceqa.run import Answerer, answer_all, digest_llm
 
-    transformers.utils.logging.disable_progress_bar()
+    cli.hide_loading_bars()
     data = open_data(arguments)
     model, processor = load(arguments, device)
     plain = Answerer(model, processor, generation(arguments), worded={})

@@ -99,9 +99,7 @@ def main(argv: list[str]) -> None:
     """Parse, run, print."""
     arguments = parse(argv)
 
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
+    cli.hide_loading_bars()
     {"train": train, "eval": score, "predict": predict}[arguments.command](arguments)
 
 

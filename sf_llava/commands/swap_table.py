@@ -86,7 +86,6 @@ def main(argv: list[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, ask, print, draw."""
-    import transformers
 
     from sf_llava.bootstrap.align import parse_alignment
     from sf_llava.bootstrap.config import BootstrapConfig
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     for align in (*arguments.align, arguments.layers, arguments.llm):
         parse_alignment(align)  # an unknown name is an error now, not after an hour
-    transformers.utils.logging.disable_progress_bar()
+    cli.hide_loading_bars()
     device = choose_device(arguments.device)
     model, processor = load_llava(arguments.model)
     series = swap_table.SwapSeries(

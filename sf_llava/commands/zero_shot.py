@@ -83,7 +83,6 @@ def main(argv: list[str]) -> None:
     """Load, run, print, save."""
     arguments = parse(argv)
 
-    import transformers
     from accelerate import PartialState
 
     from sf_llava.benchmark.candidates import time_candidates
@@ -99,7 +98,7 @@ def main(argv: list[str]) -> None:
     from sf_llava.zero_shot.run import evaluate_zero_shot
     from sf_llava.zero_shot.task import zero_shot_task
 
-    transformers.utils.logging.disable_progress_bar()  # of loading weights; the bars here are of the evaluation
+    cli.hide_loading_bars()
     started = time.perf_counter()
     arguments.workers = choose_workers(arguments.workers)
     require_writable_file(Path(arguments.output) / RESULTS)

@@ -93,7 +93,6 @@ def recover(recovery: Recovery, callbacks: tuple[TrainerCallback, ...] = ()) -> 
         ValueError: LLaVA, encoder or data do not fit, or ``output`` holds something else.
     """
     require("recovery", "peft")
-    transformers.utils.logging.disable_progress_bar()
     output, device = Path(recovery.output), choose_device(recovery.device)
     state = PartialState()
     recovery.recipe.accumulate(state.num_processes)  # or raise now
