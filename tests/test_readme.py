@@ -95,7 +95,7 @@ def test_every_link_leads_somewhere():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 @pytest.mark.parametrize(("accelerators", "processes"), [(False, 2), (True, 1)])
-def test_the_quickstart_trains_in_two_processes_unless_there_is_an_accelerator(tmp_path, accelerators, processes):
+def test_the_quickstart_runs_in_two_processes_unless_there_is_an_accelerator(tmp_path, accelerators, processes):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     (tmp_path / "torch.py").write_text(f"class accelerator:\n    is_available = lambda: {accelerators}\n")
@@ -103,7 +103,8 @@ def test_the_quickstart_trains_in_two_processes_unless_there_is_an_accelerator(t
     python.chmod(0o755)
     command = ["make", "--dry-run", "quickstart", f"VENV={tmp_path}"]
     printed = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=True).stdout
-    (training,) = (line for line in printed.splitlines() if "bootstrap" in line)
-    words = training.split()
-    assert words[words.index("--nproc-per-node") + 1] == str(processes)
-    assert "OMP_NUM_THREADS=1" in words and words[-1] == "--resume"
+    training, answering = (line.split() for line in printed.splitlines() if "sf_llava" in line)
+    for words in (training, answering):
+        assert words[words.index("--nproc-per-node") + 1] == str(processes) and "OMP_NUM_THREADS=1" in words
+    assert training[-2:] == ["bootstrap", "--resume"]
+    assert answering[-3:] == ["scienceqa", "run", "--positions-and-bias"]

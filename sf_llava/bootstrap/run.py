@@ -12,7 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast_object_list
 
 from sf_llava import files
 from sf_llava.bootstrap.cache_plan import CachePlan
@@ -218,6 +218,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         cpu=cpu,
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=trackers or None,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # one copy of gradients, not two
         project_config=ProjectConfiguration(logging_dir=str(Path(config.output) / "tensorboard")),
     )
 
