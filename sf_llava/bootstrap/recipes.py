@@ -9,7 +9,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mini": dict(
         data="mini:both",
         val_data="mini",
-        val_images=500,
         steps=360,
         warmup_steps=25,
         batch_size=128,
@@ -59,9 +58,7 @@ def fill_up(asked: Mapping[str, Any]) -> dict[str, Any]:
     if stage == "mini" and align:
         recipe |= MINI_ALIGNED_RECIPE
     if teacher in MINI_TEACHERS and stage != "mini":
-        recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "val_images", "batch_size")} | {
-            "lr": 5e-4
-        }
+        recipe |= {name: RECIPES["mini"][name] for name in ("data", "val_data", "batch_size")} | {"lr": 5e-4}
         if stage == "scienceqa":
             recipe |= dict(data="mini:diagrams", steps=220)
         if stage == "scienceqa" and align:

@@ -86,7 +86,6 @@ def main(argv: list[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, ask, print, draw."""
-
     from sf_llava.bootstrap.align import parse_alignment
     from sf_llava.bootstrap.config import BootstrapConfig
     from sf_llava.devices import choose_device
