@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from sf_llava.bootstrap.views import View, ViewedImages, collate_views
 from sf_llava.data.bootstrap_images import BootstrapImages, collate
-from sf_llava.data.loading import wait_of, watch
+from sf_llava.data.loading import processes_of, watch
 from sf_llava.data.sampler import BootstrapSampler
 from sf_llava.data.streaming import BootstrapStream
 
@@ -111,12 +111,12 @@ def _micro_batches(
             "micro-batches): change `batch_size`, `micro_batch_size` or `llm_batch_size`"
         )
     share, rank = batch_size // processes, accelerator.process_index
-    options: dict[str, Any] = dict(num_workers=loading.workers, pin_memory=accelerator.device.type == "cuda")
+    options: dict[str, Any] = dict(pin_memory=accelerator.device.type == "cuda", **processes_of(loading.workers))
     if isinstance(images, BootstrapStream):  # whose first batch may lie far; it gives up waiting by itself
         stream = images.batches(share // loading.parts, rank, processes, step * loading.parts)
-        return watch(DataLoader(stream, batch_size=None, **options))
+        return watch(DataLoader(stream, batch_size=None, **options | dict(timeout=0)))
     sampler = BootstrapSampler(len(images), share, loading.seed, rank, processes, start_step=step)
     micro = MicroBatches(sampler, share // loading.parts)
-    options |= dict(persistent_workers=loading.workers > 0, timeout=wait_of(loading.workers))
+    options |= dict(persistent_workers=loading.workers > 0)
     shown, stack = (ViewedImages(images), collate_views) if loading.with_views else (images, collate)
     return watch(DataLoader(shown, batch_sampler=micro, collate_fn=stack, **options))

@@ -1,7 +1,7 @@
 """Batches from data loading processes: one that is stopped, killed or silent ends the wait with a sentence.
 
 workers = choose_workers(asked)
-loader = DataLoader(images, num_workers=workers, timeout=wait_of(workers), ...)
+loader = DataLoader(images, **processes_of(workers), ...)
 for batch in watch(loader): ...
 """
 
@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -22,6 +23,9 @@ PATIENCE = 900  # seconds without a batch
 MOST_WORKERS = 32
 """Chosen by default at most: each holds two batches in memory, and no GPU that we know needs more."""
 CGROUPS = Path("/sys/fs/cgroup")
+START = "fork" if sys.platform == "linux" else None
+"""How processes begin: as ever on Linux, not by Python 3.14's server of processes. With that they outlive a killed
+run, nobody hears that one of them has died or was stopped, and each gets a copy of all names of pictures."""
 
 
 class LoadingError(RuntimeError):
@@ -61,9 +65,9 @@ def _quota() -> float:
     return math.inf
 
 
-def wait_of(workers: int) -> int:
-    """Give the ``timeout`` of a DataLoader that :func:`watch` looks after."""
-    return PATIENCE if workers else 0
+def processes_of(workers: int) -> dict[str, Any]:
+    """Give what a DataLoader that :func:`watch` looks after is told of its processes."""
+    return dict(num_workers=workers, timeout=PATIENCE, multiprocessing_context=START) if workers else {}
 
 
 def watch(loader: DataLoader) -> Iterator[Any]:

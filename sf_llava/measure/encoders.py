@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sf_llava.data import CorruptImageError, ImageSource
-from sf_llava.data.loading import wait_of, watch
+from sf_llava.data.loading import processes_of, watch
 from sf_llava.data.transforms import Preprocessing
 from sf_llava.model import SparseFormerModel
 from sf_llava.model.v1 import SparseFormerV1Model
@@ -178,9 +178,8 @@ class EncodingPass:
             views,
             batch_size,
             collate_fn=_collate,
-            num_workers=workers,
             pin_memory=on_gpu,
-            timeout=wait_of(workers),
+            **processes_of(workers),
         )
         self.advance = advance
         self.corrupt: list[str] = []

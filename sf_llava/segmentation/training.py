@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sf_llava.bootstrap.batches import MicroBatches
 from sf_llava.bootstrap.checkpoints import Checkpoints
 from sf_llava.bootstrap.run_directory import RunDirectory
-from sf_llava.data.loading import wait_of, watch
+from sf_llava.data.loading import processes_of, watch
 from sf_llava.data.mask_transforms import MaskedViews, collate_masked
 from sf_llava.data.sampler import BootstrapSampler, generator_of
 from sf_llava.segmentation.config import SegmentConfig
@@ -96,9 +96,8 @@ class SegmentTrainer:
             self.views,
             batch_sampler=MicroBatches(sampler, self.micro_batch_size),
             collate_fn=collate_masked,
-            num_workers=config.workers,
+            **processes_of(config.workers),
             persistent_workers=config.workers > 0,
-            timeout=wait_of(config.workers),
             pin_memory=accelerator.device.type == "cuda",
         )
         return watch(loader)

@@ -29,7 +29,7 @@ class Slow(Dataset):
 def read(workers: int = 2, number: int | None = None, resume_after: float = 0, **odd: int) -> list[int]:
     """Read all numbers; after the third batch send a signal to one of the processes."""
     seen: list[int] = []
-    loader = DataLoader(Slow(**odd), 4, num_workers=workers, timeout=loading.wait_of(workers))
+    loader = DataLoader(Slow(**odd), 4, **loading.processes_of(workers))
     for count, batch in enumerate(loading.watch(loader)):
         seen += batch.tolist()
         if count == 2 and number is not None:
@@ -57,6 +57,21 @@ def test_a_stopped_process_is_told_and_removed():
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not multiprocessing.active_children()  # or this process would not end
+
+
+@pytest.fixture
+def as_in_python_3_14(monkeypatch):
+    """Processes begin by a server of them where nobody asks for another way, as from Python 3.14 on."""
+    monkeypatch.setattr(loading, "PATIENCE", 20)  # no more is heard of the server's where they stop or end
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+def test_a_stopped_process_is_told_whatever_way_python_starts_processes(as_in_python_3_14):
+    test_a_stopped_process_is_told_and_removed()
 
 
 def test_a_killed_process_is_told():
