@@ -149,11 +149,16 @@ def write_directory(path: str | Path, fill: Callable[[Path], None]) -> None:
 
 
 def publish(temporary: str | Path, path: str | Path) -> None:
-    """Flush a finished directory to disk and rename it to ``path``, replacing what is there."""
+    """Flush a finished directory to disk and rename it to ``path``, replacing what is there.
+
+    Whom the directory is open to, its files are: those that safetensors writes from 0.8 on are their owner's alone.
+    """
     temporary, path = Path(temporary), Path(path)
+    granted = temporary.stat().st_mode & 0o666
     for file in temporary.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)
+            os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | granted)
             os.fsync(descriptor)
             os.close(descriptor)
     if path.exists():

@@ -5,13 +5,16 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from sf_llava import files
 from sf_llava.files import LOCK_NAME, locked, make_directory
@@ -60,6 +63,22 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_spares_a_living_one(
     living.wait()
     files.write_directory(tmp_path / "out", lambda directory: (directory / "a").write_text("b"))
     assert names(tmp_path) == ["out"] and (tmp_path / "out" / "a").read_text() == "b"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_all_files_of_a_directory_are_open_to_whom_the_directory_is(umask, mode, tmp_path):
+    def fill(directory):
+        save_file({"a": torch.zeros(1)}, directory / "weights.safetensors")  # for its owner alone, by itself
+        (directory / "deeper").mkdir()
+        (directory / "deeper" / "text").write_text("a")
+
+    before = os.umask(umask)
+    try:
+        files.write_directory(tmp_path / "out", fill)
+    finally:
+        os.umask(before)
+    for name in ("weights.safetensors", "deeper/text"):
+        assert stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) == mode
 
 
 def test_leftovers_of_a_file_are_removed_and_others_of_similar_names_are_not(tmp_path):
