@@ -12,7 +12,7 @@ def plot_costs(encoders: list[dict[str, Any]], path: Path, where: str) -> None:
     Args:
         encoders: as ``results.json`` holds them; ``speed``, by batch size, may be there.
         path: of the PNG file.
-        where: machine, dtype and batch, for the axis of the pass's own speed.
+        where: machine, dtype and batch of the pass, written below its own speed.
     """
     from matplotlib.figure import Figure
 
@@ -22,8 +22,10 @@ def plot_costs(encoders: list[dict[str, Any]], path: Path, where: str) -> None:
         speeds = [encoder["speed"][size]["images_per_second"] for encoder in encoders]
         panels.append((f"images/s, batch {size}", speeds))
     if not sizes:
-        panels.append((f"images/s\n{where}", [encoder["images_per_second"] for encoder in encoders]))
+        panels.append(("images/s", [encoder["images_per_second"] for encoder in encoders]))
     figure = Figure(figsize=(4.5 * len(panels), 4.5), layout="constrained")
+    if not sizes:
+        figure.supxlabel(where, fontsize="small")  # of the figure: below one panel it would be cut off
     kinds = dict.fromkeys(encoder["kind"] for encoder in encoders)
     for axes, (label, places) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         for kind in kinds:
