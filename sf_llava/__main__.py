@@ -22,10 +22,13 @@ COMMANDS = {
     "swap-table": "what a swap costs the mini LLaVA, and what alignment gives back",
     "reproduce": "the paper's ablations in miniature",
 }
+MOST_PROCESSES = 1024
 USAGE = (
-    "usage: sf-llava COMMAND ...\n\nSparseFormer encoders for LLaVA-like models.\n\ncommands:\n"
+    "usage: sf-llava [--processes N] COMMAND ...\n\nSparseFormer encoders for LLaVA-like models.\n\ncommands:\n"
     + "".join(f"  {name:14}{text}\n" for name, text in COMMANDS.items())
     + "\nsf-llava COMMAND --help explains a command; without flags most run on the embedded default, offline.\n"
+    + "sf-llava --processes N COMMAND ... shares the work of bootstrap, segment train, recover, scienceqa run,\n"
+    + "zero-shot or retrieval among N processes of this machine: one a GPU, or one for some of its cores.\n"
 )
 
 
@@ -34,6 +37,8 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(USAGE, end="")
+    elif name == "--processes":
+        _share_work(sys.argv[2:])
     elif name == "--version":
         print(f"sf-llava {__version__}")
     elif name not in COMMANDS:
@@ -42,6 +47,21 @@ def main() -> None:
     else:
         sys.argv[:2] = [f"sf-llava {name}"]  # as usage lines and errors show it
         cli.run(importlib.import_module(f"sf_llava.commands.{name.replace('-', '_')}").main)
+
+
+def _share_work(arguments: list[str]) -> None:
+    """Run ``N COMMAND ...`` in N processes; a command that is alone, or that is not known, in this one."""
+    count = int(arguments[0]) if arguments and arguments[0].isdecimal() else 0
+    if not 1 <= count <= MOST_PROCESSES:
+        found = repr(arguments[0]) if arguments else "nothing"
+        print(f"error: --processes takes a number from 1 to {MOST_PROCESSES}, not {found}", file=sys.stderr)
+        sys.exit(2)
+    if count == 1 or arguments[1:2] == [] or arguments[1] not in COMMANDS:
+        sys.argv[1:] = arguments[1:]
+        return main()
+    from sf_llava.processes import run_in_processes  # not above: it imports torch, and help should come at once
+
+    sys.exit(run_in_processes(count, arguments[1:]))
 
 
 if __name__ == "__main__":

@@ -305,6 +305,7 @@ def _raise_on_sigterm() -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         if os.getpid() != owner:  # a forked child, which has nothing to tell
             os.kill(os.getpid(), number)
+        sys.unraisablehook = lambda _: None  # of data processes that got the signal too
         raise Terminated
 
     signal.signal(signal.SIGTERM, stop)
@@ -314,7 +315,8 @@ def _stop(interrupt: KeyboardInterrupt) -> NoReturn:
     terminated = isinstance(interrupt, Terminated)
     notes = getattr(interrupt, "__notes__", [])
     how = "terminated" if terminated else "interrupted"
-    _say(_name_flags(": ".join(filter(None, (how, "; ".join(notes)))), _arguments))
+    if os.environ.get("RANK", "0") == "0":  # of several processes that share the work, one says it
+        _say(_name_flags(": ".join(filter(None, (how, "; ".join(notes)))), _arguments))
     sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 
 

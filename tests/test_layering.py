@@ -22,7 +22,7 @@ RANKS = [
     {"zero_shot", "retrieval", "scienceqa"},
     {"bootstrap", "export", "tuning"},
     {"experiments", "benchmark", "demo", "mini", "publish", "harness", "segmentation"},
-    {"commands"},
+    {"commands", "processes"},
     {"__main__"},
 ]
 """The parts of the package; one imports those of earlier rows alone."""

@@ -103,8 +103,8 @@ def test_the_quickstart_runs_in_two_processes_unless_there_is_an_accelerator(tmp
     python.chmod(0o755)
     command = ["make", "--dry-run", "quickstart", f"VENV={tmp_path}"]
     printed = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=True).stdout
-    training, answering = (line.split() for line in printed.splitlines() if "sf_llava" in line)
+    training, answering = (line.split() for line in printed.splitlines() if "sf-llava" in line)
     for words in (training, answering):
-        assert words[words.index("--nproc-per-node") + 1] == str(processes) and "OMP_NUM_THREADS=1" in words
+        assert words[words.index("--processes") + 1] == str(processes) and "OMP_NUM_THREADS=1" in words
     assert training[-2:] == ["bootstrap", "--resume"]
     assert answering[-3:] == ["scienceqa", "run", "--positions-and-bias"]

@@ -6,7 +6,7 @@
             --data dataset_coco.json --images /data/coco --dtype fp16 --batch-size 256
         COCO's 5,000 test images of Karpathy's split, recall at 1 in the paper's Table 6:
         CLIP L/14 56.3 / 36.5, SF-L with 64 tokens 52.3 / 34.8
-    torchrun --nproc_per_node 8 -m sf_llava retrieval ...   identical numbers on eight devices
+    sf-llava --processes 8 retrieval ...   identical numbers on eight devices
 
 Expected: one row an encoder with recall at 1, 5 and 10 in both directions, each with half the width of its 95 %
 interval; a JSON file with these, the paired differences, what was left out and why, and speeds. Embeddings are kept in

@@ -7,7 +7,7 @@
     sf-llava scienceqa run --model llava-lcs558k-scienceqa-vicuna-13b-v1.3 --encoder runs/sf-l-64 \\
             --data ScienceQA/data/scienceqa --conversation llava_v1 --dtype fp16 --controls blind shuffled grey
         both towers side by side (paper, Table 7, all / with image: CLIP 91.2 / 88.6, SF-L 64 tokens 89.2 / 84.5);
-        killed and started again it continues; torchrun --nproc_per_node 8 -m sf_llava scienceqa ... shares the work
+        killed and started again it continues; sf-llava --processes 8 scienceqa ... shares the work
     sf-llava scienceqa run --towers original random tome visionzip divprune prumerge swapped --tokens 8 16 32
         its own tower with 8, 16 and 32 of its tokens, as they can be had without training, beside the student; on your
         LLaVA with --model, --data and --encoder (tables with intervals and multiply-adds: docs/results.md)

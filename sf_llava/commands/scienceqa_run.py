@@ -110,7 +110,7 @@ def ask_served(arguments: argparse.Namespace) -> None:
 
     state = PartialState(cpu=True)
     if state.num_processes > 1:
-        raise ValueError(f"a server is asked by one process, not {state.num_processes}: start this without torchrun")
+        raise ValueError(f"a server is asked by one process, not {state.num_processes}: start this as one")
     with locked(arguments.output), cli.when_stopped(kept(arguments)):
         data = open_data(arguments)
         model = None if arguments.model == MINI else arguments.model

@@ -18,7 +18,7 @@
         (ViT-B/16 84.6, SF-B with 49 tokens 82.5, with 80 83.4, at 320 px 83.7)
     sf-llava zero-shot --encoder runs/sf-l-elastic --latents 16 64 196
         one encoder of --elastic 16-196 with several numbers of latents, a row each
-    torchrun --nproc_per_node 8 -m sf_llava zero-shot ...   identical numbers on eight devices
+    sf-llava --processes 8 zero-shot ...   identical numbers on eight devices
 
 Expected: one row an encoder with top-1, its 95 % interval, top-5, retention (student / teacher), cosine to the teacher,
 tokens, pixels of a side, parameters, multiply-adds and images/s of the forward pass; a JSON file with these, accuracies

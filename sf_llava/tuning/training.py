@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from sf_llava.data.loading import START
 from sf_llava.extras import require
 from sf_llava.llava.adaptation import linear_modules
 from sf_llava.tuning.conversations import Conversation
@@ -130,8 +131,10 @@ def make_arguments(recipe: Recipe, total: int, checkpoints: Path, on_cpu: bool) 
         dataloader_num_workers=recipe.workers,
         report_to="none",
     )
-    if recipe.gradient_checkpointing:
-        known = TrainingArguments.__dataclass_fields__  # transformers from 5.24, and before
+    known = TrainingArguments.__dataclass_fields__
+    if recipe.workers and "dataloader_multiprocessing_context" in known:  # of newer transformers
+        options["dataloader_multiprocessing_context"] = START
+    if recipe.gradient_checkpointing:  # by its name from transformers 5.24 on, or the one before
         name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
         options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     at_once, times = recipe.accumulate(TrainingArguments(**options).world_size)
