@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 import types
 import warnings
@@ -257,8 +258,8 @@ def when_stopped(sentence: str) -> Iterator[None]:
     """While this block runs, let Ctrl-C and SIGTERM say ``sentence``: what is kept, and how to go on."""
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        interrupt.add_note(sentence)
+    except BaseException as end:  # an error too: it may be the consequence of a signal
+        end.add_note(sentence)
         raise
 
 
@@ -276,7 +277,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _format_warning
-    _raise_on_sigterm()
+    terminated = _raise_on_sigterm()
     try:
         if "" in argv:
             before = argv[argv.index("") - 1] if argv.index("") else "the command"
@@ -284,8 +285,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(argv)
         _flush_output()
     except KeyboardInterrupt as interrupt:
-        _stop(interrupt)
+        _stop(interrupt, isinstance(interrupt, Terminated))
     except Exception as error:
+        if terminated.is_set():  # and was swallowed on its way, or overtaken by what the same signal did to others
+            _stop(error, is_sigterm=True)
         if show_traceback:
             raise
         _say(f"error: {_name_flags(_sentence(error), _arguments)} (--traceback shows where)")
@@ -298,26 +301,29 @@ def _format_warning(message: Warning | str, category: type[Warning], *_: object,
     return f"{name}: {_name_flags(' '.join(str(message).split()), _arguments)}\n"
 
 
-def _raise_on_sigterm() -> None:
-    owner = os.getpid()
+def _raise_on_sigterm() -> threading.Event:
+    """Let SIGTERM raise; return what is set when it came."""
+    owner, came = os.getpid(), threading.Event()
 
     def stop(number: int, frame: types.FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         if os.getpid() != owner:  # a forked child, which has nothing to tell
             os.kill(os.getpid(), number)
+        came.set()
         sys.unraisablehook = lambda _: None  # of data processes that got the signal too
         raise Terminated
 
     signal.signal(signal.SIGTERM, stop)
+    return came
 
 
-def _stop(interrupt: KeyboardInterrupt) -> NoReturn:
-    terminated = isinstance(interrupt, Terminated)
-    notes = getattr(interrupt, "__notes__", [])
-    how = "terminated" if terminated else "interrupted"
+def _stop(end: BaseException, is_sigterm: bool) -> NoReturn:
+    """Say how a run was stopped from outside, and what is kept."""
+    notes = getattr(end, "__notes__", [])
+    how = "terminated" if is_sigterm else "interrupted"
     if os.environ.get("RANK", "0") == "0":  # of several processes that share the work, one says it
         _say(_name_flags(": ".join(filter(None, (how, "; ".join(notes)))), _arguments))
-    sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
+    sys.exit(128 + (signal.SIGTERM if is_sigterm else signal.SIGINT))
 
 
 def _flush_output() -> None:

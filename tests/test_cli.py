@@ -79,6 +79,18 @@ def test_a_stopped_script_cleans_up_and_says_what_is_kept(number, word, tmp_path
     assert process.returncode == 128 + number
 
 
+def test_an_error_after_sigterm_is_its_consequence(tmp_path):
+    body = """
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise RuntimeError("a data loading process ended") from None
+""".strip()
+    process = script(tmp_path, body)
+    assert process.communicate(timeout=30) == ("", "terminated\n") and process.returncode == 143
+
+
 def test_a_forked_process_that_is_terminated_ends_without_a_word(tmp_path):
     body = """
 read, write = os.pipe()

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 LOOK_EVERY = 10  # seconds, after stopped processes
 PATIENCE = 900  # seconds without a batch
-SHORTLY = 1  # seconds
+SHORTLY = 5  # seconds
 MOST_WORKERS = 32
 """Chosen by default at most: each holds two batches in memory, and no GPU that we know needs more."""
 CGROUPS = Path("/sys/fs/cgroup")
