@@ -158,7 +158,10 @@ def publish(temporary: str | Path, path: str | Path) -> None:
     for file in temporary.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)
-            os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) | granted)
+            mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+            if granted & ~mode:
+                with suppress(OSError):  # a file system that changes no permissions still keeps the files
+                    os.fchmod(descriptor, mode | granted)
             os.fsync(descriptor)
             os.close(descriptor)
     if path.exists():

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 LOOK_EVERY = 10  # seconds, after stopped processes
 PATIENCE = 900  # seconds without a batch
-SHORTLY = 5  # seconds
+SHORTLY = 5  # seconds, for a signal to all processes of a run to reach this one too
 MOST_WORKERS = 32
 """Chosen by default at most: each holds two batches in memory, and no GPU that we know needs more."""
 CGROUPS = Path("/sys/fs/cgroup")
@@ -93,7 +93,7 @@ def watch(loader: DataLoader) -> Iterator[Any]:
             except (RuntimeError, EOFError, OSError) as error:
                 if (what := _explain(error, workers, killed)) is None:
                     raise  # not "from error", itself: whoever looks for causes would never come to an end
-                time.sleep(SHORTLY)  # who ended one may be about to end this one, which then says that instead
+                time.sleep(SHORTLY)
                 raise LoadingError(
                     f"{what}: see that the images can be read and memory suffices; fewer `workers` need less, and with "
                     "`workers` 0 this process reads them itself"

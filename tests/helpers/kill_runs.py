@@ -34,8 +34,6 @@ def run(config: BootstrapConfig) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     torch.set_num_threads(1)
-    # Its data processes are its own, as of any run, and end with it; those of the forkserver would keep that alive.
-    multiprocessing.set_start_method(None, force=True)
     bootstrap(config)
 
 

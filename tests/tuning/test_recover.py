@@ -11,11 +11,12 @@ from tuning_fixtures import mean_loss, picture, write_conversations
 
 from sf_llava import load_llava
 from sf_llava.commands import recover
+from sf_llava.data import loading
 from sf_llava.llava import encode_prompts
 from sf_llava.tuning import run
 from sf_llava.tuning.encoding import Encoder
 from sf_llava.tuning.recipe import Recipe
-from sf_llava.tuning.training import find_checkpoint
+from sf_llava.tuning.training import find_checkpoint, make_arguments
 
 pytest.importorskip("peft", reason="peft is not installed (extra 'train')")
 
@@ -176,3 +177,11 @@ def test_batches_are_shared_among_processes_and_accumulated():
     assert Recipe(batch_size=32, micro_batch_size=2).accumulate(4) == (2, 4)
     with pytest.raises(ValueError, match="`batch_size` 6 is no multiple of 4 process"):
         Recipe(batch_size=6).accumulate(4)
+
+
+def test_data_processes_begin_as_elsewhere_where_trainer_lets_us_say_how(tmp_path):
+    arguments = make_arguments(Recipe(workers=2), 100, tmp_path, on_cpu=True)
+    if not hasattr(arguments, "dataloader_multiprocessing_context"):
+        pytest.skip("this release of transformers has no such argument")
+    assert arguments.dataloader_multiprocessing_context == loading.START
+    assert make_arguments(Recipe(workers=0), 100, tmp_path, on_cpu=True).dataloader_multiprocessing_context is None
