@@ -22,14 +22,15 @@ COMMANDS = {
     "swap-table": "what a swap costs the mini LLaVA, and what alignment gives back",
     "reproduce": "the paper's ablations in miniature",
 }
-SHARED = ("bootstrap", "segment train", "recover", "scienceqa run", "zero-shot", "retrieval")
+SHARED = {"bootstrap": "", "segment": "train", "recover": "", "scienceqa": "run", "zero-shot": "", "retrieval": ""}
+"""Commands whose work several processes share, and which part of it, where they have parts."""
 MOST_PROCESSES = 1024
 USAGE = (
     "usage: sf-llava [--processes N] COMMAND ...\n\nSparseFormer encoders for LLaVA-like models.\n\ncommands:\n"
     + "".join(f"  {name:14}{text}\n" for name, text in COMMANDS.items())
     + "\nsf-llava COMMAND --help explains a command; without flags most run on the embedded default, offline.\n"
     + "sf-llava --processes N COMMAND ... shares a command's work among N processes of this machine, one a GPU or one\n"
-    + f"for some of its cores: {', '.join(SHARED)}.\n"
+    + f"for some of its cores: {', '.join(f'{name} {part}'.strip() for name, part in SHARED.items())}.\n"
 )
 
 
@@ -60,8 +61,9 @@ def _share_work(arguments: list[str]) -> None:
     if count == 1 or arguments[1:2] == [] or arguments[1] not in COMMANDS:
         sys.argv[1:] = arguments[1:]
         return main()
-    if not {arguments[1], " ".join(arguments[1:3])} & set(SHARED):
-        print(f"error: --processes shares the work of {', '.join(SHARED)}; leave it out here", file=sys.stderr)
+    name, part = arguments[1], "".join(word for word in arguments[2:3] if not word.startswith("-"))
+    if name not in SHARED or (SHARED[name] and part not in ("", SHARED[name])):
+        print(f"error: {f'{name} {part}'.strip()} is done by one process: leave out --processes", file=sys.stderr)
         sys.exit(2)
     from sf_llava.processes import run_in_processes  # not above: it imports torch, and help should come at once
 

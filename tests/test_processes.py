@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sf_llava import __main__
+from sf_llava import __main__, processes
 from sf_llava.files import read_json
 
 QUESTIONS = shlex.split("scienceqa run --data mini:64 --batch-size 8 --towers original --device cpu --dtype fp32")
@@ -83,9 +83,19 @@ def test_an_unknown_command_is_refused_before_any_process_starts(monkeypatch, ca
     assert end.value.code == 2 and "there is no command 'train'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["chat"], ["export", "onnx"], ["segment", "eval"], ["scienceqa"]])
+@pytest.mark.parametrize("command", [["chat"], ["export", "onnx"], ["segment", "eval"], ["scienceqa", "score"]])
 def test_a_command_that_would_be_done_twice_is_refused(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sf-llava", "--processes", "2", *command])
     with pytest.raises(SystemExit) as end:
         __main__.main()
-    assert end.value.code == 2 and "shares the work of bootstrap, segment train" in capsys.readouterr().err
+    assert end.value.code == 2 and f"error: {command[0]}" in (said := capsys.readouterr().err)
+    assert "is done by one process: leave out --processes" in said
+
+
+@pytest.mark.parametrize("command", [["scienceqa"], ["scienceqa", "--limit", "3"], ["bootstrap", "--resume"]])
+def test_a_command_without_its_part_is_shared(command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sf-llava", "--processes", "2", *command])
+    monkeypatch.setattr(processes, "run_in_processes", lambda count, given: 40 + count if given == command else 1)
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 42
